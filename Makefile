@@ -1,0 +1,80 @@
+# Sandbox Egress. `make help` lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+GO      ?= go
+BIN     := $(CURDIR)/bin
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+BINARIES := manager egress-proxy egress-relay egressctl sandbox-api
+
+# Packages that need a kube-apiserver and etcd (KUBEBUILDER_ASSETS).
+ENVTEST_PKGS := ./api/... ./controllers/... ./internal/webhook/... ./internal/policy/kube/... ./internal/managercmd/...
+# Packages that need a cluster, root, or minutes of peers: they have targets of their own.
+OWN_TARGET   := /test/(e2e|perf|clients|cluster/node)
+
+FUZZTIME ?= 30s
+IMAGE    ?= sandbox-egress:$(VERSION)
+
+.PHONY: help
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-zA-Z0-9_-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+##@ Tools, built from the pinned modules under hack/tools
+$(BIN)/%: hack/tools/%/go.mod hack/tools/%/go.sum
+	@mkdir -p $(BIN)
+	@echo "building $*"
+	@cd hack/tools/$* && $(GO) build -trimpath -o $@ tool
+
+.PHONY: build
+build: ## Build all binaries into bin/
+	@mkdir -p $(BIN)
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ $(addprefix ./cmd/,$(BINARIES))
+
+.PHONY: generate
+generate: $(BIN)/controller-gen $(BIN)/crd-ref-docs ## Generate deepcopy, apply configurations and the API reference
+	$(BIN)/controller-gen object applyconfiguration paths=./api/...
+	$(BIN)/crd-ref-docs --source-path=./api/v1alpha1 --config=hack/crd-ref-docs.yaml --renderer=markdown --output-path=docs/api.md
+
+.PHONY: manifests
+manifests: $(BIN)/controller-gen ## Generate the CRD and RBAC
+	$(BIN)/controller-gen crd paths=./api/... output:crd:artifacts:config=config/crd/bases
+	$(BIN)/controller-gen rbac:roleName=sandbox-egress-manager paths=./controllers/... output:rbac:artifacts:config=config/rbac
+
+.PHONY: verify-generated
+verify-generated: generate manifests ## Fail when generated files are not current
+	@if ! git diff --exit-code --stat -- api config docs/api.md || [ -n "$$(git ls-files --others --exclude-standard -- api config docs/api.md)" ]; then \
+	  echo "generated files are not current: run 'make generate manifests' and commit the result" >&2; exit 1; fi
+
+.PHONY: fmt
+fmt: $(BIN)/golangci-lint ## Format the code
+	$(BIN)/golangci-lint fmt
+
+.PHONY: lint
+lint: $(BIN)/golangci-lint verify-generated ## Lint, and check that generated files are current
+	$(BIN)/golangci-lint run ./...
+	$(GO) mod tidy -diff
+
+##@ Tests
+.PHONY: test
+test: test-unit test-envtest test-e2e ## Unit, envtest and e2e tests
+
+.PHONY: test-unit
+test-unit: ## Unit tests and attack vectors
+	$(GO) test -race -timeout 15m $$($(GO) list ./... | grep -vE '$(OWN_TARGET)' | grep -vxF "$$($(GO) list $(ENVTEST_PKGS))")
+
+.PHONY: test-envtest
+test-envtest: ## Tests against a real kube-apiserver; honours KUBEBUILDER_ASSETS
+	@assets="$${KUBEBUILDER_ASSETS:-}"; \
+	if [ -z "$$assets" ]; then assets=$$($(GO) run ./test/cluster build --only envtest --print-dir); fi; \
+	KUBEBUILDER_ASSETS="$$assets" $(GO) test -race -p 1 -timeout 20m $(ENVTEST_PKGS)
+
+.PHONY: bench
+bench: ## Benchmarks, with Squid side by side; writes docs/performance.md
+	$(GO) test -run '^$$' -bench . -benchmem ./internal/...
+	$(GO) run ./test/perf
+
+.PHONY: fuzz
+fuzz: ## Run every fuzz target for FUZZTIME
+	FUZZTIME=$(FUZZTIME) hack/fuzz.sh
