@@ -122,7 +122,7 @@ func (r *Ring) Rotate(now time.Time, random io.Reader, p RingPolicy) (rotated *R
 	changed = len(out.retired) != len(r.retired)
 	switch {
 	case out.next != nil && !now.Before(out.promoteAt(p)):
-		out.promote(now, p.MaxTokenTTL)
+		out.promote(now, p)
 		changed = true
 	case out.next == nil && !now.Before(out.publishAt(p)):
 		key, err := GenerateKey(random)
@@ -138,10 +138,11 @@ func (r *Ring) Rotate(now time.Time, random io.Reader, p RingPolicy) (rotated *R
 	return out, true, nil
 }
 
-// promote lets next sign. A token signed by the old key a moment ago lives for maxTTL and
-// is accepted for Leeway more; one more Leeway covers a signer whose clock runs ahead.
-func (r *Ring) promote(now time.Time, maxTTL time.Duration) {
-	until := now.Add(maxTTL)
+// promote lets next sign. A replica that has not seen the change may sign with the old key
+// for Propagation more; that token lives for MaxTokenTTL and is accepted for Leeway after,
+// and the second Leeway covers a signer whose clock runs ahead.
+func (r *Ring) promote(now time.Time, p RingPolicy) {
+	until := now.Add(p.Propagation + p.MaxTokenTTL)
 	if r.active.retainUntil.After(until) {
 		until = r.active.retainUntil
 	}

@@ -1,6 +1,7 @@
 package token
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -134,15 +135,13 @@ func parseRingState(data []byte) (*ringState, error) {
 	if err != nil {
 		return nil, err
 	}
-	for name := range members {
-		switch name {
-		case "version", "active", "next", "retired":
-		default:
-			return nil, fmt.Errorf("unknown member %q", clip(name))
-		}
+	if _, ok := members["version"]; !ok {
+		return nil, errors.New("version is missing")
 	}
 	state := new(ringState)
-	if err := json.Unmarshal(data, state); err != nil {
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(state); err != nil {
 		return nil, err
 	}
 	if state.Version != ringVersion {

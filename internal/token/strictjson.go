@@ -42,8 +42,10 @@ func strictObject(data []byte) (map[string]json.RawMessage, error) {
 		if err := dec.Decode(&raw); err != nil {
 			return nil, jsonError(err)
 		}
-		if err := noDuplicates(json.NewDecoder(bytes.NewReader(raw)), 1); err != nil {
-			return nil, fmt.Errorf("member %q %w", clip(name), err)
+		if len(raw) > 0 && (raw[0] == '{' || raw[0] == '[') {
+			if err := noDuplicates(json.NewDecoder(bytes.NewReader(raw)), 1); err != nil {
+				return nil, fmt.Errorf("member %q %w", clip(name), err)
+			}
 		}
 		members[name] = raw
 	}
