@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/net/http/httpguts"
 
 	"github.com/sandbox-egress/sandbox-egress/internal/allowlist"
 	"github.com/sandbox-egress/sandbox-egress/internal/ipguard"
@@ -17,7 +18,7 @@ import (
 
 // Reasons beside allowlist's, in the proxy's words.
 const (
-	reasonMalformed = "malformed_target"
+	reasonBadTarget = "bad_target"
 	reasonAddress   = "address_not_allowed"
 )
 
@@ -94,8 +95,8 @@ func (a *App) check(o checkOptions, arg string) error {
 	if o.path != "" && !strings.HasPrefix(o.path, "/") {
 		return fmt.Errorf("--path: %q must begin with /", clipText(o.path))
 	}
-	if o.method == "" {
-		return errors.New("--method must not be empty")
+	if !isMethod(o.method) {
+		return fmt.Errorf("--method: %q is no HTTP method", clipText(o.method))
 	}
 	res := decide(p, o, arg)
 	if o.policyFile != "" {
@@ -179,7 +180,7 @@ func decide(p *policy.Policy, o checkOptions, arg string) checkResult {
 	res := checkResult{Target: arg, Decision: decisionDeny}
 	t, err := parseTarget(arg)
 	if err != nil {
-		res.Reason, res.Detail = reasonMalformed, err.Error()
+		res.Reason, res.Detail = reasonBadTarget, err.Error()
 		return res
 	}
 	if o.path != "" {
@@ -253,4 +254,9 @@ func writeCheck(w io.Writer, res checkResult) {
 	for _, note := range res.Notes {
 		fmt.Fprintf(w, "  note: %s\n", printable(note))
 	}
+}
+
+// isMethod says whether s is a token (RFC 9110 sections 5.6.2 and 9.1); methods are case-sensitive.
+func isMethod(s string) bool {
+	return s != "" && len(s) <= 32 && httpguts.ValidHeaderFieldName(s)
 }

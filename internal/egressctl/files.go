@@ -14,7 +14,7 @@ const maxInputBytes = 4 << 20
 
 // readInput reads a file, or stdin for "-". The error names the flag.
 func (a *App) readInput(flag, name string) ([]byte, error) {
-	var in io.Reader = a.In
+	in := a.In
 	if name != "-" {
 		file, err := os.Open(filepath.Clean(name))
 		if err != nil {

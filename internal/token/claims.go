@@ -53,7 +53,12 @@ type Claims struct {
 	// A token without this claim is read as "true".
 	EnforceContainerBinding  StringBool `json:"enforce_container_binding"`
 	EnforceCentralizedEgress StringBool `json:"enforce_centralized_egress"`
+
+	kid string
 }
+
+// KID is the kid of the key that signed the token; "" for claims that Verify did not return.
+func (c *Claims) KID() string { return c.kid }
 
 // claimNames are the members that mean something here. Others are ignored
 // (RFC 7519 section 4), except those that differ from one of these by case only.

@@ -63,8 +63,8 @@ func TestRingRotatesInThreeSteps(t *testing.T) {
 	}
 
 	gone := r.NextRotation(policy)
-	if min := promote.Add(policy.Propagation + policy.MaxTokenTTL + Leeway); gone.Before(min) {
-		t.Fatalf("the old key would go at %v, its last token is accepted until %v", gone, min)
+	if last := promote.Add(policy.Propagation + policy.MaxTokenTTL + Leeway); gone.Before(last) {
+		t.Fatalf("the old key would go at %v, its last token is accepted until %v", gone, last)
 	}
 	r = rotate(t, r, gone.Add(-time.Second), false)
 	r = rotate(t, r, gone, true)

@@ -137,6 +137,7 @@ func (v *Verifier) verifyUncached(raw string, sum [sha256.Size]byte, keys *KeySe
 		}
 		return nil, err
 	}
+	claims.kid = kid
 	e.claims = claims
 	e.setTimes(claims)
 	out, err := e.result(now)

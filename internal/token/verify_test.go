@@ -57,6 +57,9 @@ func TestMintedTokenCarriesEveryClaim(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if c.KID() != key.KID {
+		t.Errorf("KID = %q", c.KID())
+	}
 	if again, err := json.Marshal(c); err != nil || string(again) != want {
 		t.Errorf("claims after Verify = %s (%v)", again, err)
 	}
