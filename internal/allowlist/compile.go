@@ -17,7 +17,7 @@ type Matcher struct {
 	names     map[string]*node // exact names
 	wildcards map[string]*node // by what follows "*."
 	addrs     map[netip.Addr]*node
-	maxLabels int // labels of the longest wildcard
+	lengths   []bool // by number of labels: whether a wildcard has that many after "*."
 	hosts     []string
 }
 
@@ -234,7 +234,11 @@ func (c *compiler) node(p Pattern) *node {
 	}
 	name := p.host.Name()
 	if p.wildcard {
-		c.m.maxLabels = max(c.m.maxLabels, strings.Count(name, ".")+1)
+		labels := strings.Count(name, ".") + 1
+		for len(c.m.lengths) <= labels {
+			c.m.lengths = append(c.m.lengths, false)
+		}
+		c.m.lengths[labels] = true
 		return nodeAt(c.m.wildcards, name)
 	}
 	return nodeAt(c.m.names, name)

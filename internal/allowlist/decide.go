@@ -44,9 +44,9 @@ type Decision struct {
 // any entry that allows is enough, the most specific host first, except that an
 // entry with TLSOptional is preferred, since it allows more.
 //
-// The cost is one map lookup per label of the host, up to the labels of the
-// longest wildcard, and no allocation unless a path needs decoding. A nil Matcher
-// allows nothing.
+// The cost is one map lookup for the host and one for each length, in labels, that
+// wildcards of the policy have, and no allocation unless a path needs decoding. A
+// nil Matcher allows nothing.
 func (m *Matcher) Decide(r Request) Decision {
 	if m == nil || r.Authority.Port == 0 {
 		return Decision{Reason: ReasonHostNotAllowed}
@@ -66,31 +66,27 @@ func (m *Matcher) Decide(r Request) Decision {
 	}
 	// Leave out the labels that no wildcard is long enough for: a name of 127
 	// labels must not cost 127 lookups.
-	for at := wildcardStart(name, m.maxLabels); at > 0; {
-		if !s.visit(m.wildcards[name[at:]], r.Authority.Port) {
+	at, labels := lastLabels(name, len(m.lengths)-1)
+	for ; labels > 0; labels-- {
+		if m.lengths[labels] && !s.visit(m.wildcards[name[at:]], r.Authority.Port) {
 			break
 		}
-		dot := strings.IndexByte(name[at:], '.')
-		if dot < 0 {
-			break
-		}
-		at += dot + 1
+		at += strings.IndexByte(name[at:], '.') + 1
 	}
 	return s.result()
 }
 
-// wildcardStart returns where the last labels begin, at most n of them and never
-// all of name; 0 when there is nothing to look up.
-func wildcardStart(name string, n int) int {
-	at := 0
-	for i := len(name); n > 0; n-- {
+// lastLabels returns where the last labels of name begin and how many they are:
+// at most limit, and not all, since a wildcard never stands for its own host.
+func lastLabels(name string, limit int) (at, labels int) {
+	for i := len(name); labels < limit; labels++ {
 		i = strings.LastIndexByte(name[:i], '.')
 		if i < 0 {
 			break
 		}
 		at = i + 1
 	}
-	return at
+	return at, labels
 }
 
 // search collects the best outcome over the nodes of one request.

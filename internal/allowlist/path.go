@@ -12,6 +12,8 @@ type pathPattern struct {
 	prefix bool
 }
 
+const notCanonical = "the path is not canonical: remove empty, . and .. segments, backslashes and control characters"
+
 // parsePathPattern accepts only canonical, decoded paths, so that a pattern means
 // one thing.
 func parsePathPattern(s string) (pathPattern, string) {
@@ -29,8 +31,13 @@ func parsePathPattern(s string) (pathPattern, string) {
 	case strings.Contains(s, "%"):
 		return pathPattern{}, "write the path decoded: requests are percent-decoded once before they are compared"
 	}
-	if c, ok := canonicalPath(p.text); !ok || c != p.text {
-		return pathPattern{}, "the path is not canonical: remove empty, . and .. segments, backslashes and control characters"
+	for i := 0; i < len(s); i++ {
+		if c := s[i]; c < 0x20 || c == 0x7f || c == '\\' {
+			return pathPattern{}, notCanonical
+		}
+	}
+	if c, ok := cleanPath(p.text); !ok || c != p.text {
+		return pathPattern{}, notCanonical
 	}
 	return p, ""
 }
@@ -76,14 +83,22 @@ func canonicalPath(raw string) (string, bool) {
 	if raw == "" {
 		return "/", true
 	}
-	if raw[0] != '/' || strings.HasPrefix(raw, "//") {
+	if raw[0] != '/' {
 		return "", false
 	}
 	path, ok := decodeOnce(raw)
-	if !ok || strings.HasPrefix(path, "//") || !utf8.ValidString(path) {
+	if !ok {
 		return "", false
 	}
-	clean := true
+	return cleanPath(path)
+}
+
+// cleanPath resolves a decoded path.
+func cleanPath(path string) (string, bool) {
+	if !utf8.ValidString(path) {
+		return "", false
+	}
+	clean, named := true, false
 	for i := 1; i <= len(path); {
 		end := strings.IndexByte(path[i:], '/')
 		last := end < 0
@@ -96,8 +111,12 @@ func canonicalPath(raw string) (string, bool) {
 		switch {
 		case bare == "..", bare == "." && bare != segment:
 			return "", false
+		case segment == "" && !last && !named:
+			return "", false
 		case segment == ".", segment == "" && !last:
 			clean = false
+		case segment != "":
+			named = true
 		}
 		i += end + 1
 	}
@@ -196,7 +215,7 @@ func unhex(c byte) (byte, bool) {
 	case '0' <= c && c <= '9':
 		return c - '0', true
 	case 'a' <= c|0x20 && c|0x20 <= 'f':
-		return c|0x20 - 'a' + 10, true
+		return c | 0x20 - 'a' + 10, true
 	}
 	return 0, false
 }

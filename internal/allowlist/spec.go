@@ -4,8 +4,9 @@ package allowlist
 // CONNECT host.
 type TLSMode uint8
 
+// The zero value is the strict one.
 const (
-	TLSRequired TLSMode = iota // the zero value is the strict one
+	TLSRequired TLSMode = iota
 	TLSOptional                // only ever from a Rule
 )
 
