@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -22,9 +23,22 @@ func main() {
 		SilenceErrors: true,
 	}
 	root.AddCommand(buildCommand())
-	if err := root.ExecuteContext(ctx); err != nil {
+	root.AddCommand(clusterCommands()...)
+	err := root.ExecuteContext(ctx)
+	stop()
+	var status exitStatus
+	switch {
+	case err == nil:
+	case errors.As(err, &status):
+		os.Exit(int(status))
+	default:
 		fmt.Fprintln(os.Stderr, "cluster:", err)
-		stop()
 		os.Exit(1)
 	}
 }
+
+// exitStatus ends the program with the status of another one, which has
+// already said what went wrong.
+type exitStatus int
+
+func (s exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)) }

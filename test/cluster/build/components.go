@@ -96,7 +96,7 @@ func Cluster() []Component {
 		Component{Name: Enforcer, Module: enforcerModule, Package: ".", Sources: []string{enforcerModule}},
 		Component{
 			Name: Internet, Module: ".", Package: "./test/cluster/internet/cmd",
-			Sources: []string{"test/cluster/internet"},
+			Sources: []string{"test/cluster/internet", "test/cluster/pki"},
 		},
 		Component{
 			Name: Pause, Module: ".", Package: "./test/cluster/pause",

@@ -96,10 +96,17 @@ func run(ctx context.Context, opts options) error {
 	}
 	klog.InfoS("serving", "queue", opts.queue, "node", opts.node)
 
+	recheck := make(chan os.Signal, 1)
+	signal.Notify(recheck, syscall.SIGHUP)
+	defer signal.Stop(recheck)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-recheck:
+			if err := cutForbidden(ctx, engine); err != nil {
+				klog.ErrorS(err, "established connections were not checked again")
+			}
 		case <-changed:
 			// Several objects change together; one pass covers them.
 			time.Sleep(50 * time.Millisecond)
