@@ -7,7 +7,7 @@ type TLSMode uint8
 // The zero value is the strict one.
 const (
 	TLSRequired TLSMode = iota
-	TLSOptional                // only ever from a Rule
+	TLSOptional         // only ever from a Rule
 )
 
 // Rule allows its hosts on its ports, and where the proxy sees the request, with
