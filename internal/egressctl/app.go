@@ -79,7 +79,7 @@ Installed as "kubectl-egress" on the PATH it is also a kubectl plugin: kubectl e
 	root.PersistentFlags().StringVarP(&a.format, "output", "o", formatText, "output format: text, json or yaml")
 	complete(root, "output", formatText, formatJSON, formatYAML)
 	root.AddCommand(a.keygenCommand(), a.tokenCommand(), a.checkCommand(), a.presetsCommand(),
-		a.versionCommand())
+		a.suggestCommand(), a.versionCommand())
 	return root
 }
 

@@ -65,10 +65,15 @@ func (r result) want(t *testing.T, code int, texts ...string) {
 func decodeJSON(t *testing.T, text string) map[string]any {
 	t.Helper()
 	var m map[string]any
-	if err := json.Unmarshal([]byte(text), &m); err != nil {
+	unmarshal(t, text, &m)
+	return m
+}
+
+func unmarshal(t *testing.T, text string, v any) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(text), v); err != nil {
 		t.Fatalf("%v in\n%s", err, text)
 	}
-	return m
 }
 
 func writeTemp(t *testing.T, name, text string) string {

@@ -55,7 +55,7 @@ func mustMint(tb testing.TB, key *SigningKey, o MintOptions) string {
 // mintFor is a token for one container, good from epoch for an hour.
 func mintFor(tb testing.TB, key *SigningKey, id string) string {
 	tb.Helper()
-	return mustMint(tb, key, MintOptions{Now: epoch, TTL: time.Hour, ContainerID: id, ContainerBinding: true})
+	return mustMint(tb, key, MintOptions{Now: epoch, TTL: time.Hour, ID: "id-" + id, ContainerID: id, ContainerBinding: true})
 }
 
 // flip changes one character of the base64url text to another one.
