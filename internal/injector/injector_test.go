@@ -297,8 +297,7 @@ func TestReinvocation(t *testing.T) {
 			for i := range p.Spec.InitContainers {
 				p.Spec.InitContainers[i].TerminationMessagePath = "/dev/termination-log"
 			}
-			p.Spec.Containers[0].Env[0].ValueFrom = nil
-			p.Spec.Volumes[1].Secret.Optional = nil
+			p.Spec.InitContainers[1].StartupProbe.TerminationGracePeriodSeconds = ptr.To[int64](30)
 		}, false},
 		"a service account mount in the relay": {func(p *corev1.Pod) {
 			p.Spec.InitContainers[1].VolumeMounts = append(p.Spec.InitContainers[1].VolumeMounts, corev1.VolumeMount{Name: "kube-api-access-x", MountPath: "/var/run/secrets/kubernetes.io/serviceaccount"})
