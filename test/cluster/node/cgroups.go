@@ -37,9 +37,9 @@ func cgroupRoots(name string) ([]string, error) {
 	return roots, nil
 }
 
-// cgroupMounts returns the v1 hierarchies, or the v2 one when it is mounted at
-// the top. In the hybrid layout a v2 without controllers sits beside the v1
-// hierarchies; the kubelet then uses v1.
+// cgroupMounts returns the v2 hierarchy when it is mounted at the top, else all
+// that are mounted below: the v1 ones, which the kubelet then uses, and in the
+// hybrid layout a v2 without controllers, in which runc makes cgroups too.
 func cgroupMounts(mountinfo string) []string {
 	var mounts []string
 	for line := range strings.Lines(mountinfo) {
@@ -52,7 +52,7 @@ func cgroupMounts(mountinfo string) []string {
 		switch {
 		case kind[0] == "cgroup2" && point == cgroupMount:
 			return []string{point}
-		case kind[0] == "cgroup" && filepath.Dir(point) == cgroupMount:
+		case (kind[0] == "cgroup" || kind[0] == "cgroup2") && filepath.Dir(point) == cgroupMount:
 			mounts = append(mounts, point)
 		}
 	}

@@ -149,7 +149,7 @@ func (c *Cluster) components() []component {
 		{
 			name:  KubeProxy,
 			args:  []string{"--config=" + c.state("kube-proxy.yaml")},
-			ready: c.answers("http://127.0.0.1:10256/healthz"),
+			ready: c.answers("http://127.0.0.1:10256/livez"),
 		},
 		{
 			name: Enforcer,

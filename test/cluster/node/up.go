@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -103,31 +102,45 @@ func (c *Cluster) up(ctx context.Context) error {
 	if err := c.prepare(ctx); err != nil {
 		return err
 	}
-	group, ctx := errgroup.WithContext(ctx)
-	containerd := make(chan struct{})
-	group.Go(func() error {
-		if err := c.startRuntime(ctx); err != nil {
-			return err
+	if err := c.startAll(ctx); err != nil {
+		return err
+	}
+	err := c.retry(ctx, "CoreDNS", func() error {
+		out, err := c.Kubectl(ctx, "-n", "kube-system", "get", "deployment", "coredns", "-o", "jsonpath={.status.readyReplicas}")
+		if err == nil && string(out) != "1" {
+			err = errors.New("no replica is ready")
 		}
-		close(containerd)
-		return nil
+		return err
 	})
+	if err != nil {
+		return err
+	}
+	return c.record()
+}
+
+// startAll starts the components, each as soon as what it needs is there.
+func (c *Cluster) startAll(ctx context.Context) error {
+	runtime := make(chan struct{})
+	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return c.StartComponent(ctx, Internet) })
 	group.Go(func() error {
-		if err := c.startControlPlane(ctx); err != nil {
+		defer close(runtime)
+		return c.startRuntime(ctx)
+	})
+	group.Go(func() error {
+		if err := c.startAPI(ctx); err != nil {
 			return err
 		}
-		select {
-		case <-containerd:
-		case <-ctx.Done():
+		for _, name := range []string{ControllerManager, Scheduler, Enforcer} {
+			group.Go(func() error { return c.StartComponent(ctx, name) })
+		}
+		<-runtime
+		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		return c.startNode(ctx)
 	})
-	if err := group.Wait(); err != nil {
-		return err
-	}
-	return c.record()
+	return group.Wait()
 }
 
 // prepare makes everything that is not a component.
@@ -208,46 +221,43 @@ func (c *Cluster) startRuntime(ctx context.Context) error {
 	return nil
 }
 
-func (c *Cluster) startControlPlane(ctx context.Context) error {
+func (c *Cluster) startAPI(ctx context.Context) error {
 	for _, name := range []string{Etcd, APIServer} {
 		if err := c.StartComponent(ctx, name); err != nil {
 			return err
 		}
 	}
 	c.config.Log("the API server answers")
-	err := c.retry(ctx, "the cluster's own objects", func() error {
+	return c.retry(ctx, "the cluster's own objects", func() error {
 		_, err := c.Kubectl(ctx, "apply", "--server-side", "-f", c.state("cluster.yaml"))
 		return err
 	})
-	if err != nil {
-		return err
-	}
-	group, ctx := errgroup.WithContext(ctx)
-	for _, name := range []string{ControllerManager, Scheduler, KubeProxy, Enforcer} {
-		group.Go(func() error { return c.StartComponent(ctx, name) })
-	}
-	return group.Wait()
 }
 
 func (c *Cluster) startNode(ctx context.Context) error {
 	if err := c.StartComponent(ctx, Kubelet); err != nil {
 		return err
 	}
-	err := c.retry(ctx, "node "+NodeName, func() error {
-		out, err := c.Kubectl(ctx, "get", "node", NodeName, "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}/{.status.conditions[?(@.type=="Ready")].message}`)
-		if err == nil && !strings.HasPrefix(string(out), "True/") {
-			err = fmt.Errorf("not ready: %s", out)
-		}
-		return err
-	})
+	err := c.waitNode(ctx, `{.status.addresses[?(@.type=="InternalIP")].address}`, NodeIP)
 	if err != nil {
 		return err
 	}
+	// Only now: kube-proxy ends when the addresses of its node change.
+	if err := c.StartComponent(ctx, KubeProxy); err != nil {
+		return err
+	}
+	if err := c.waitNode(ctx, `{.status.conditions[?(@.type=="Ready")].status}`, "True"); err != nil {
+		return err
+	}
 	c.config.Log("the node is ready")
-	return c.retry(ctx, "CoreDNS", func() error {
-		out, err := c.Kubectl(ctx, "-n", "kube-system", "get", "deployment", "coredns", "-o", "jsonpath={.status.readyReplicas}")
-		if err == nil && string(out) != "1" {
-			err = errors.New("no replica is ready")
+	return nil
+}
+
+func (c *Cluster) waitNode(ctx context.Context, jsonpath, want string) error {
+	return c.retry(ctx, "node "+NodeName, func() error {
+		out, err := c.Kubectl(ctx, "get", "node", NodeName, "-o", "jsonpath="+jsonpath)
+		if err == nil && string(out) != want {
+			err = fmt.Errorf("%s is %q, want %q", jsonpath, out, want)
 		}
 		return err
 	})
