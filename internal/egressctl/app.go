@@ -28,6 +28,8 @@ type App struct {
 	Now     func() time.Time
 
 	format string
+	// logs replaces the Kubernetes API in tests.
+	logs func(namespace, policy string) logSource
 }
 
 // errDenied ends a command whose answer is no and has been printed.
@@ -38,7 +40,7 @@ func (a *App) Execute(ctx context.Context, args []string) int {
 	if a.Now == nil {
 		a.Now = time.Now
 	}
-	root := a.root()
+	root := a.root() //nolint:contextcheck // cobra hands the context to the commands
 	root.SetArgs(args)
 	root.SetIn(a.In)
 	root.SetOut(a.Out)
@@ -66,7 +68,8 @@ func (a *App) root() *cobra.Command {
 
 Exit codes: 0 done, allowed or valid; 1 denied or not valid; 2 wrong usage or input.
 
-Installed as "kubectl-egress" on the PATH it is also a kubectl plugin: kubectl egress ...`,
+Linked as "kubectl-egress" on the PATH it is a kubectl plugin as well:
+  ln -s "$(command -v egressctl)" /usr/local/bin/kubectl-egress && kubectl egress --help`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          noArgs,
@@ -79,7 +82,7 @@ Installed as "kubectl-egress" on the PATH it is also a kubectl plugin: kubectl e
 	root.PersistentFlags().StringVarP(&a.format, "output", "o", formatText, "output format: text, json or yaml")
 	complete(root, "output", formatText, formatJSON, formatYAML)
 	root.AddCommand(a.keygenCommand(), a.tokenCommand(), a.checkCommand(), a.presetsCommand(),
-		a.suggestCommand(), a.versionCommand())
+		a.suggestCommand(), a.observeCommand(), a.versionCommand())
 	return root
 }
 
