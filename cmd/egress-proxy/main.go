@@ -1,0 +1,12 @@
+// Command egress-proxy is the forward proxy that sandboxes reach the network through.
+package main
+
+import (
+	"os"
+
+	"github.com/sandbox-egress/sandbox-egress/internal/proxycmd"
+)
+
+func main() {
+	os.Exit(proxycmd.Main(os.Args[1:], os.Stdout, os.Stderr, map[string]proxycmd.SourceFactory{}))
+}

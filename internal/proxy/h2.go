@@ -1,0 +1,421 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/sandbox-egress/sandbox-egress/internal/allowlist"
+	"github.com/sandbox-egress/sandbox-egress/internal/audit"
+	"github.com/sandbox-egress/sandbox-egress/internal/hostname"
+	"github.com/sandbox-egress/sandbox-egress/internal/policy"
+)
+
+// serveTLS does the handshake and hands the connection to the protocol that was agreed on.
+func (s *Server) serveTLS(c *conn, raw net.Conn) {
+	tracked := &trackedConn{Conn: raw}
+	tc := tls.Server(tracked, s.opt.TLS)
+	c.stream = newStream(tc)
+	if !s.conns.add(c) {
+		_ = raw.Close()
+		c.closed()
+		return
+	}
+	_ = tc.SetDeadline(time.Now().Add(s.opt.HeaderTimeout))
+	if err := tc.HandshakeContext(s.ctx); err != nil {
+		_ = raw.Close()
+		c.closed()
+		return
+	}
+	_ = tc.SetDeadline(time.Time{})
+	if tc.ConnectionState().NegotiatedProtocol != "h2" {
+		c.serve()
+		return
+	}
+	// net/http owns the connection from here on and closes it.
+	tracked.onClose(c.closed)
+	s.h2.serve(tc, c.client)
+}
+
+// trackedConn tells when it is closed.
+type trackedConn struct {
+	net.Conn
+	mu     sync.Mutex
+	closed bool
+	fn     func()
+	client netip.Addr
+}
+
+func (t *trackedConn) onClose(fn func()) {
+	t.mu.Lock()
+	closed := t.closed
+	t.fn = fn
+	t.mu.Unlock()
+	if closed {
+		fn()
+	}
+}
+
+func (t *trackedConn) Close() error {
+	err := t.Conn.Close()
+	t.mu.Lock()
+	fn := t.fn
+	t.closed, t.fn = true, nil
+	t.mu.Unlock()
+	if fn != nil {
+		fn()
+	}
+	return err
+}
+
+func (t *trackedConn) NetConn() net.Conn { return t.Conn }
+
+// h2Server speaks HTTP/2 through net/http: framing, flow control and its defences against
+// floods come from there. The handler gets requests that are well-formed by RFC 9113
+// section 8.3; what a proxy needs beyond is checked in parseH2.
+type h2Server struct {
+	srv   *Server
+	http  http.Server
+	conns chan net.Conn
+	done  chan struct{}
+	once  sync.Once
+	wg    sync.WaitGroup
+}
+
+const h2Streams = 1000
+
+func newH2Server(s *Server) *h2Server {
+	h := &h2Server{srv: s, conns: make(chan net.Conn), done: make(chan struct{})}
+	protocols := new(http.Protocols)
+	protocols.SetHTTP2(true)
+	h.http = http.Server{
+		Handler:                      h,
+		Protocols:                    protocols,
+		DisableGeneralOptionsHandler: true,
+		MaxHeaderBytes:               maxHead,
+		ReadHeaderTimeout:            s.opt.HeaderTimeout,
+		IdleTimeout:                  s.opt.KeepAliveTimeout,
+		HTTP2:                        &http.HTTP2Config{MaxConcurrentStreams: h2Streams},
+		ErrorLog:                     log.New(io.Discard, "", 0),
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			if t, ok := c.(*tls.Conn); ok {
+				if k, ok := t.NetConn().(*trackedConn); ok {
+					return context.WithValue(ctx, clientKey{}, k.clientAddr())
+				}
+			}
+			return ctx
+		},
+	}
+	h.wg.Go(func() { _ = h.http.Serve(h) })
+	return h
+}
+
+type clientKey struct{}
+
+// serve hands a connection to net/http.
+func (h *h2Server) serve(c *tls.Conn, client netip.Addr) {
+	if t, ok := c.NetConn().(*trackedConn); ok {
+		t.setClient(client)
+	}
+	select {
+	case h.conns <- c:
+	case <-h.done:
+		_ = c.Close()
+	}
+}
+
+// Accept, Close and Addr make h2Server the net.Listener of its own http.Server.
+func (h *h2Server) Accept() (net.Conn, error) {
+	select {
+	case c := <-h.conns:
+		return c, nil
+	case <-h.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (h *h2Server) Close() error {
+	h.once.Do(func() { close(h.done) })
+	return nil
+}
+
+func (h *h2Server) Addr() net.Addr { return &net.TCPAddr{} }
+
+func (h *h2Server) close() {
+	_ = h.http.Close()
+	_ = h.Close()
+	h.wg.Wait()
+}
+
+// ServeHTTP is the way of one request over HTTP/2; compare serveConnect and serveForward.
+func (h *h2Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
+	s := h.srv
+	client, _ := hr.Context().Value(clientKey{}).(netip.Addr)
+	r, refused := parseH2(hr)
+	x := s.newExchange(client, r)
+	if refused == nil {
+		refused = s.admit(x)
+	}
+	if refused != nil {
+		x.refuse(refused, refused.status)
+		answerRefusal2(w, x, refused)
+		return
+	}
+	o, refused := s.connect(hr.Context(), x.policy, r.authority)
+	if refused != nil {
+		x.refuse(refused, refused.status)
+		answerRefusal2(w, x, refused)
+		return
+	}
+	defer o.Close()
+	client2 := &h2Conn{body: hr.Body, w: w, rc: http.NewResponseController(w)}
+	stream := newStream(client2)
+	f := x.open(stream, o.stream, o.addr)
+	if r.kind == kindConnect {
+		h.connect(w, x, f, o, stream)
+		return
+	}
+	x.allow(f, nil)
+	out := s.roundTrip(r, stream, o, f, &answer2{w: w, via: s.via})
+	switch {
+	case out.refused != nil:
+		f.end(out.refused.reason, out.refused.detail, out.refused.verdict())
+		f.finish(out.refused.status)
+		answerRefusal2(w, x, out.refused)
+	case out.err != nil:
+		f.end(errorSide(out.err), "", f.rec.Decision)
+		f.finish(out.status)
+		panic(http.ErrAbortHandler) // RST_STREAM: the answer must not look complete
+	default:
+		f.finish(out.status)
+	}
+}
+
+func (h *h2Server) connect(w http.ResponseWriter, x *exchange, f *flow, o *origin, client *stream) {
+	done := f.wait()
+	w.Header()["Date"] = nil
+	w.WriteHeader(http.StatusOK)
+	_ = http.NewResponseController(w).Flush()
+	if x.req.authority.Port == httpPort {
+		// The requests inside are read by the HTTP/1.x loop, as in any tunnel to port 80.
+		x.allow(f, nil)
+		c := &conn{srv: h.srv, stream: client, client: x.client, closed: func() {}}
+		if c.serveInner(x, f, o) {
+			<-done
+		}
+		c.dropOrigin()
+		return
+	}
+	t := &tunnel{flow: f, client: client, origin: o.stream}
+	t.done = func() { f.finish(http.StatusOK) }
+	if x.req.authority.Port == tlsPort && x.verdict.tls == allowlist.TLSRequired {
+		first, refused := f.checkHello(client, x)
+		if refused != nil && x.policy.Mode != policy.Audit {
+			f.discard()
+			x.refuse(refused, 0)
+			panic(http.ErrAbortHandler)
+		}
+		x.allow(f, refused)
+		if _, err := o.Write(first); err != nil {
+			f.end(ReasonOriginError, "", f.rec.Decision)
+		}
+		f.sent.Add(int64(len(first)))
+	} else {
+		x.allow(f, nil)
+		t.check = func(*stream) ([]byte, *refusal) { return f.checkOpportunistic(client, x) }
+	}
+	t.start()
+	<-done
+	if e := f.ended.Load(); e != nil && e.verdict != audit.Allow {
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// parseH2 reads a request that net/http has parsed into the one form that is decided on.
+// Host and URL are not looked at again.
+func parseH2(hr *http.Request) (*request, *refusal) {
+	r := &request{method: hr.Method, minor: 1, keepAlive: true, length: hr.ContentLength}
+	if !isToken(hr.Method) || len(hr.Method) > 32 {
+		return nil, malformed(ReasonBadRequestLine, "the method is not a token")
+	}
+	if hr.Method == "TRACE" || hr.Method == "TRACK" {
+		return nil, malformed(ReasonNotSupported, hr.Method+" is not forwarded: it would echo the request's headers")
+	}
+	for name, values := range hr.Header {
+		for _, v := range values {
+			if !isToken(name) || invalidText(v) >= 0 {
+				return nil, malformed(ReasonBadHeader, "a header is not valid")
+			}
+			r.head.fields = append(r.head.fields, field{name, v})
+		}
+	}
+	if len(r.head.fields) > maxFields {
+		return nil, malformed(ReasonHeaderTooLarge, "there are more than 256 header lines")
+	}
+	r.accept = hr.Header.Get("Accept")
+	auth := hr.Header.Values("Proxy-Authorization")
+	if r.authFields = len(auth); r.authFields > 0 {
+		r.proxyAuth = auth[0]
+	}
+	if hr.Method == "CONNECT" {
+		// RFC 9113 section 8.5: :authority is host:port, no :scheme, no :path.
+		r.kind = kindConnect
+		a, err := hostname.ParseAuthority(hr.Host)
+		if err != nil {
+			return nil, malformed(ReasonBadTarget, "the :authority of CONNECT must be host:port: "+err.Error())
+		}
+		if hr.Header.Get(":protocol") != "" || hr.ContentLength > 0 {
+			return nil, malformed(ReasonNotSupported, "extended CONNECT and CONNECT with a content-length are not supported")
+		}
+		r.authority, r.length = a, 0
+		return r, nil
+	}
+	if hr.URL.Scheme != "http" && hr.URL.Scheme != "" {
+		return nil, malformed(ReasonNotSupported, "only http:// URLs can be requested directly; use CONNECT for everything else")
+	}
+	r.kind = kindForward
+	a, err := hostname.ParseAuthorityDefault(hr.Host, 80)
+	if err != nil {
+		return nil, malformed(ReasonBadTarget, "the :authority is not valid: "+err.Error())
+	}
+	r.authority = a
+	t := hr.RequestURI
+	for i := 0; i < len(t); i++ {
+		if c := t[i]; c <= 0x20 || c >= 0x7f {
+			return nil, malformed(ReasonBadTarget, "the :path contains a byte that must be percent-encoded")
+		}
+	}
+	switch {
+	case t == "*" && r.method == "OPTIONS":
+		r.target, r.path = "*", "/"
+	case t == "" || t[0] != '/':
+		return nil, malformed(ReasonBadTarget, "the :path must start with a slash")
+	default:
+		if refused := r.setTarget(t); refused != nil {
+			return nil, refused
+		}
+	}
+	if r.length < 0 {
+		r.length = lengthToEOF
+	}
+	return r, nil
+}
+
+func answerRefusal2(w http.ResponseWriter, x *exchange, refused *refusal) {
+	accept := ""
+	if x.req != nil {
+		accept = x.req.accept
+	}
+	contentType, body := refused.body(&x.rec, wantsJSON(accept))
+	for _, h := range refusalHeaders(refused, contentType) {
+		w.Header().Set(h.name, h.value)
+	}
+	w.WriteHeader(refused.status)
+	_, _ = w.Write(body)
+}
+
+// answer2 answers over HTTP/2.
+type answer2 struct {
+	w   http.ResponseWriter
+	via string
+}
+
+func (a *answer2) interim(r *response) error {
+	a.fields(r)
+	a.w.WriteHeader(r.status)
+	for k := range a.w.Header() {
+		a.w.Header().Del(k)
+	}
+	return nil
+}
+
+func (a *answer2) fields(r *response) {
+	named := namedByConnection(r.head.fields)
+	for _, f := range r.head.fields {
+		if !hopByHop(f.name) && !responseSkip(f.name) && !containsFold(named, f.name) {
+			a.w.Header().Add(f.name, f.value)
+		}
+	}
+	// Without entries of their own net/http would guess a type and add a date.
+	for _, k := range []string{"Content-Type", "Date"} {
+		if a.w.Header().Get(k) == "" {
+			a.w.Header()[k] = nil
+		}
+	}
+	a.w.Header().Add("Via", "1."+strconv.Itoa(r.minor)+" "+a.via)
+}
+
+func (a *answer2) begin(r *response) (io.Writer, bool) {
+	a.fields(r)
+	if v, ok := r.announcedLength(); ok && r.length >= 0 {
+		a.w.Header().Set("Content-Length", v)
+	}
+	a.w.WriteHeader(r.status)
+	return &flushWriter{a.w, http.NewResponseController(a.w)}, false
+}
+
+func (a *answer2) finish() (bool, error) { return true, nil }
+
+// flushWriter sends every chunk at once: events must not wait for a buffer to fill.
+type flushWriter struct {
+	w  io.Writer
+	rc *http.ResponseController
+}
+
+func (f *flushWriter) Write(p []byte) (int, error) {
+	n, err := f.w.Write(p)
+	if err == nil {
+		err = f.rc.Flush()
+	}
+	return n, err
+}
+
+// h2Conn makes a stream of HTTP/2 look like a connection. The origin's half-close ends the
+// whole stream: a response cannot end while the request goes on.
+type h2Conn struct {
+	body io.ReadCloser
+	w    http.ResponseWriter
+	rc   *http.ResponseController
+}
+
+func (c *h2Conn) Read(p []byte) (int, error) { return c.body.Read(p) }
+
+func (c *h2Conn) Write(p []byte) (int, error) {
+	n, err := c.w.Write(p)
+	if err == nil {
+		err = c.rc.Flush()
+	}
+	return n, err
+}
+
+func (c *h2Conn) Close() error                       { return c.body.Close() }
+func (c *h2Conn) LocalAddr() net.Addr                { return &net.TCPAddr{} }
+func (c *h2Conn) RemoteAddr() net.Addr               { return &net.TCPAddr{} }
+func (c *h2Conn) SetReadDeadline(t time.Time) error  { return c.rc.SetReadDeadline(t) }
+func (c *h2Conn) SetWriteDeadline(t time.Time) error { return c.rc.SetWriteDeadline(t) }
+
+func (c *h2Conn) SetDeadline(t time.Time) error {
+	if err := c.SetReadDeadline(t); err != nil {
+		return err
+	}
+	return c.SetWriteDeadline(t)
+}
+
+func (t *trackedConn) setClient(a netip.Addr) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.client = a
+}
+
+func (t *trackedConn) clientAddr() netip.Addr {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.client
+}
