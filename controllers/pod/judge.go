@@ -8,11 +8,11 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/util/validation"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/sandbox-egress/sandbox-egress/api/v1alpha1"
 	"github.com/sandbox-egress/sandbox-egress/internal/allowlist"
+	"github.com/sandbox-egress/sandbox-egress/internal/injector"
 	"github.com/sandbox-egress/sandbox-egress/internal/policy/kube/match"
 	"github.com/sandbox-egress/sandbox-egress/internal/token"
 )
@@ -60,8 +60,8 @@ func (r *Reconciler) judge(ctx context.Context, pod *corev1.Pod) (verdict, error
 			"no egress: SandboxEgress %q, under which the pod was admitted, is gone, being deleted, or does not match it; delete and create the pod again", named)
 		return verdict{revoke: "policy"}, nil
 	}
-	if len(validation.IsDNS1123Label(id)) > 0 {
-		r.refuse(pod, EventInvalidID, id, "no egress: the id %q is not a DNS label, so it was not set by the admission webhook; delete and create the pod again", id)
+	if !injector.ValidID(id) {
+		r.refuse(pod, EventInvalidID, id, "no egress: the id %q was not set by the admission webhook; delete and create the pod again", id)
 		return verdict{revoke: "policy"}, nil
 	}
 	if pod.Annotations[v1alpha1.QuarantineAnnotation] == "true" {
@@ -69,7 +69,7 @@ func (r *Reconciler) judge(ctx context.Context, pod *corev1.Pod) (verdict, error
 		return verdict{revoke: "quarantined"}, nil
 	}
 	r.notify.forget(pod, EventQuarantined, id)
-	v := verdict{id: id, containerID: containerID(pod)}
+	v := verdict{id: id, containerID: injector.ContainerID(pod)}
 	if err := token.ValidateContainerID(v.containerID); err != nil {
 		r.refuse(pod, EventInvalidContainerID, v.containerID, "no egress: annotation %s %v", v1alpha1.ContainerIDAnnotation, err)
 		return verdict{revoke: "policy"}, nil
@@ -91,13 +91,6 @@ func (r *Reconciler) judge(ctx context.Context, pod *corev1.Pod) (verdict, error
 			"no egress: annotation %s: %s", v1alpha1.AllowedHostsAnnotation, reasons(err))
 	}
 	return v, nil
-}
-
-func containerID(pod *corev1.Pod) string {
-	if id := pod.Annotations[v1alpha1.ContainerIDAnnotation]; id != "" {
-		return id
-	}
-	return pod.Annotations[v1alpha1.IDKey]
 }
 
 // twins warns about another live pod with the same container id: the proxy refuses both,

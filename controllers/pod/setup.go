@@ -18,6 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"github.com/sandbox-egress/sandbox-egress/api/v1alpha1"
+	"github.com/sandbox-egress/sandbox-egress/internal/injector"
 	"github.com/sandbox-egress/sandbox-egress/internal/policy/kube/match"
 )
 
@@ -65,7 +66,7 @@ func (r *Reconciler) index(ctx context.Context, mgr ctrl.Manager) error {
 	}
 	return indexer.IndexField(ctx, &corev1.Pod{}, indexContainerID, func(o client.Object) []string {
 		if pod, ok := o.(*corev1.Pod); ok && pod.Annotations[v1alpha1.InjectedAnnotation] != "" {
-			return []string{containerID(pod)}
+			return []string{injector.ContainerID(pod)}
 		}
 		return nil
 	})

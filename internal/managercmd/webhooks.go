@@ -1,0 +1,107 @@
+//go:build webhookready
+
+package managercmd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync/atomic"
+
+	"github.com/open-policy-agent/cert-controller/pkg/rotator"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+
+	"github.com/sandbox-egress/sandbox-egress/controllers/apply"
+	"github.com/sandbox-egress/sandbox-egress/internal/injector"
+	"github.com/sandbox-egress/sandbox-egress/internal/webhook"
+)
+
+// The certificate rotation reads and fills its Secret and writes the CA into the webhook
+// configurations. Secrets: rules of a Role in the operator's namespace; list and watch are
+// what its own cache of that namespace needs. The watch of webhook configurations is of all
+// of them, since RBAC cannot limit a watch without a field selector; update is limited to
+// ours.
+// +kubebuilder:rbac:groups="",namespace=sandbox-egress-system,resources=secrets,verbs=get;list;watch;update
+// +kubebuilder:rbac:groups=admissionregistration.k8s.io,resources=mutatingwebhookconfigurations;validatingwebhookconfigurations,verbs=get;list;watch
+// +kubebuilder:rbac:groups=admissionregistration.k8s.io,resources=mutatingwebhookconfigurations,resourceNames=sandbox-egress-mutating,verbs=update
+// +kubebuilder:rbac:groups=admissionregistration.k8s.io,resources=validatingwebhookconfigurations,resourceNames=sandbox-egress-validating,verbs=update
+//
+// leases: leader election. The events are those of the election.
+// +kubebuilder:rbac:groups=coordination.k8s.io,namespace=sandbox-egress-system,resources=leases,verbs=get;create;update
+// +kubebuilder:rbac:groups="",namespace=sandbox-egress-system,resources=events,verbs=create;patch
+//
+// The metrics endpoint asks the API server who calls and whether they may.
+// +kubebuilder:rbac:groups=authentication.k8s.io,resources=tokenreviews,verbs=create
+// +kubebuilder:rbac:groups=authorization.k8s.io,resources=subjectaccessreviews,verbs=create
+
+// errNotServing is what readiness says until the webhook answers.
+var errNotServing = errors.New("the admission webhook does not serve yet: its certificate is not there; see the log for cert-rotation")
+
+// addWebhooks registers the admission handlers once the certificate is there: the webhook
+// server reads it when it starts, and GetWebhookServer starts it.
+func addWebhooks(mgr manager.Manager, o Options) error {
+	var checker atomic.Pointer[healthz.Checker]
+	start := func() error {
+		err := webhook.Setup(mgr, webhook.Config{
+			Injector:     injector.Config{Image: o.Image, ImagePullPolicy: corev1.PullPolicy(o.ImagePullPolicy)},
+			OperatorUser: "system:serviceaccount:" + o.Namespace + ":" + ServiceAccount,
+		})
+		if err != nil {
+			return fmt.Errorf("set up the webhooks: %w", err)
+		}
+		check := mgr.GetWebhookServer().StartedChecker()
+		checker.Store(&check)
+		return nil
+	}
+	ready := func(req *http.Request) error {
+		check := checker.Load()
+		if check == nil {
+			return errNotServing
+		}
+		return (*check)(req)
+	}
+	if err := mgr.AddReadyzCheck("webhook", ready); err != nil {
+		return fmt.Errorf("add the webhook readiness check: %w", err)
+	}
+	if o.CertSource == CertSourceFiles {
+		return start()
+	}
+	certsReady := make(chan struct{})
+	err := rotator.AddRotator(mgr, &rotator.CertRotator{
+		SecretKey:      types.NamespacedName{Namespace: o.Namespace, Name: WebhookCertSecret},
+		CertDir:        o.CertDir,
+		CAName:         "sandbox-egress-ca",
+		CAOrganization: "sandbox-egress",
+		DNSName:        WebhookService + "." + o.Namespace + ".svc",
+		IsReady:        certsReady,
+		FieldOwner:     apply.FieldOwner,
+		Webhooks: []rotator.WebhookInfo{
+			{Name: MutatingConfig, Type: rotator.Mutating},
+			{Name: ValidatingConfig, Type: rotator.Validating},
+		},
+		// A standby serves the webhook too, so it needs the certificate as much.
+		RequireLeaderElection: false,
+	})
+	if err != nil {
+		return fmt.Errorf("add the certificate rotation: %w", err)
+	}
+	return mgr.Add(everyReplica(func(ctx context.Context) error {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-certsReady:
+			return start()
+		}
+	}))
+}
+
+// everyReplica is a runnable that does not wait for leadership.
+type everyReplica func(context.Context) error
+
+func (f everyReplica) Start(ctx context.Context) error { return f(ctx) }
+
+func (everyReplica) NeedLeaderElection() bool { return false }
