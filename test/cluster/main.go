@@ -22,7 +22,7 @@ func main() {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(buildCommand())
+	root.AddCommand(buildCommand(), imageCommand())
 	root.AddCommand(clusterCommands()...)
 	err := root.ExecuteContext(ctx)
 	stop()

@@ -237,8 +237,7 @@ func (b *builder) ticker(name string) (stop func() time.Duration) {
 }
 
 func (b *builder) compile(ctx context.Context, c Component, path string) error {
-	dir := filepath.Join(b.root, c.Module)
-	gomod, err := os.ReadFile(filepath.Join(dir, "go.mod"))
+	gomod, err := os.ReadFile(filepath.Join(b.root, c.Module, "go.mod"))
 	if err != nil {
 		return err
 	}
@@ -246,6 +245,10 @@ func (b *builder) compile(ctx context.Context, c Component, path string) error {
 	if err != nil {
 		return err
 	}
+	return b.compileWith(ctx, c, ldflags, path)
+}
+
+func (b *builder) compileWith(ctx context.Context, c Component, ldflags, path string) error {
 	tmp, err := os.MkdirTemp(filepath.Join(b.store, "bin"), ".building-")
 	if err != nil {
 		return err
@@ -258,7 +261,7 @@ func (b *builder) compile(ctx context.Context, c Component, path string) error {
 		args = append(args, "-tags", c.Tags)
 	}
 	cmd := exec.CommandContext(ctx, "go", append(args, c.Package)...)
-	cmd.Dir = dir
+	cmd.Dir = filepath.Join(b.root, c.Module)
 	cmd.Env = buildEnv(os.Environ())
 	cmd.WaitDelay = 5 * time.Second
 	if output, err := cmd.CombinedOutput(); err != nil {

@@ -250,7 +250,7 @@ func (m *merger) finish() error {
 				}
 			}
 		}
-		if err := m.file("etc/ssl/certs/ca-certificates.crt", m.roots.Bytes()); err != nil {
+		if err := m.file(strings.TrimPrefix(bundlePath, "/"), m.roots.Bytes()); err != nil {
 			return err
 		}
 	}
@@ -260,6 +260,28 @@ func (m *merger) finish() error {
 		}
 	}
 	return m.out.Close()
+}
+
+// bundlePath is where Debian's programs look for CA certificates.
+const bundlePath = "/etc/ssl/certs/ca-certificates.crt"
+
+// rootsOf returns the CA bundle of a layer.
+func rootsOf(layer v1.Layer) ([]byte, error) {
+	content, err := layer.Uncompressed()
+	if err != nil {
+		return nil, err
+	}
+	defer content.Close()
+	in := tar.NewReader(content)
+	for {
+		header, err := in.Next()
+		if err != nil {
+			return nil, fmt.Errorf("layer without %s: %w", bundlePath, err)
+		}
+		if "/"+header.Name == bundlePath {
+			return io.ReadAll(in)
+		}
+	}
 }
 
 // canonical returns a package's path below the merged /usr.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/sandbox-egress/sandbox-egress/test/cluster/host"
 	"github.com/sandbox-egress/sandbox-egress/test/cluster/process"
 )
 
@@ -44,10 +45,10 @@ func clean(ctx context.Context, config Config) error {
 	return errors.Join(err,
 		c.killAll(ctx),
 		c.removeOwnCgroups(ctx),
-		restoreSysctls(c.state("sysctls.json")),
+		host.RestoreSysctls(c.state("sysctls.json")),
 		c.removeMountPoints(),
-		discard(c.config.DataDir, c.config.StateDir),
-		discard(c.config.StateDir, c.config.StateDir),
+		host.Discard(c.config.DataDir, c.config.StateDir),
+		host.Discard(c.config.StateDir, c.config.StateDir),
 	)
 }
 
@@ -73,8 +74,8 @@ func (c *Cluster) killAll(ctx context.Context) error {
 // removeOwnCgroups ends the containers. Only a cluster that was claimed has
 // any; on a host without ours there is nothing to look for.
 func (c *Cluster) removeOwnCgroups(ctx context.Context) error {
-	if !owned(c.config.StateDir, c.config.StateDir) {
+	if !host.Owned(c.config.StateDir, c.config.StateDir) {
 		return nil
 	}
-	return removeCgroups(ctx, c.config.cgroup())
+	return host.RemoveCgroups(ctx, c.config.cgroup())
 }

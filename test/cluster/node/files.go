@@ -9,6 +9,7 @@ import (
 	"os"
 	"text/template"
 
+	"github.com/sandbox-egress/sandbox-egress/test/cluster/host"
 	"github.com/sandbox-egress/sandbox-egress/test/cluster/internet"
 	"github.com/sandbox-egress/sandbox-egress/test/cluster/pki"
 )
@@ -30,11 +31,11 @@ func render(name string, values any) ([]byte, error) {
 
 // writeConfig writes the configuration files of the components.
 func (c *Cluster) writeConfig(snapshotter string) error {
-	runc, err := lookPath("runc")
+	runc, err := host.LookPath("runc")
 	if err != nil {
 		return err
 	}
-	cni, err := cniDir()
+	cni, err := host.CNIDir()
 	if err != nil {
 		return err
 	}

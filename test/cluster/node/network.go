@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/sandbox-egress/sandbox-egress/test/cluster/host"
 	"github.com/sandbox-egress/sandbox-egress/test/cluster/internet"
 	"github.com/sandbox-egress/sandbox-egress/test/cluster/namespaces"
 )
@@ -167,7 +168,7 @@ func runAll(ctx context.Context, commands [][]string) error {
 }
 
 func command(ctx context.Context, name string, args ...string) ([]byte, error) {
-	path, err := lookPath(name)
+	path, err := host.LookPath(name)
 	if err != nil {
 		return nil, err
 	}

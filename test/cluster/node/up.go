@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sandbox-egress/sandbox-egress/test/cluster/build"
+	"github.com/sandbox-egress/sandbox-egress/test/cluster/host"
 	"github.com/sandbox-egress/sandbox-egress/test/cluster/image"
 )
 
@@ -23,7 +24,7 @@ const recheck = unix.SIGHUP
 // ready and its DNS answers. If it fails or ctx ends, nothing is left behind.
 func Up(ctx context.Context, config Config) (_ *Cluster, err error) {
 	config = config.withDefaults()
-	if err := checkHost(ctx, config); err != nil {
+	if err := host.Check(ctx, !config.NoInstall, config.Log); err != nil {
 		return nil, err
 	}
 	if _, err := Attach(config); err == nil {
@@ -147,17 +148,17 @@ func (c *Cluster) startAll(ctx context.Context) error {
 func (c *Cluster) prepare(ctx context.Context) error {
 	c.config.Log("preparing namespaces, network and credentials")
 	for _, dir := range []string{c.config.StateDir, c.config.DataDir} {
-		if err := claim(dir, c.config.StateDir); err != nil {
+		if err := host.Claim(dir, c.config.StateDir); err != nil {
 			return err
 		}
 	}
 	if err := os.MkdirAll(c.state("internet"), 0o755); err != nil {
 		return err
 	}
-	if err := saveSysctls(c.state("sysctls.json")); err != nil {
+	if err := host.SaveSysctls(c.state("sysctls.json")); err != nil {
 		return err
 	}
-	if err := makeCgroups(c.config.cgroup()); err != nil {
+	if err := host.MakeCgroups(c.config.cgroup()); err != nil {
 		return err
 	}
 	cluster, err := c.hold(clusterHolder, unix.CLONE_NEWNET|unix.CLONE_NEWNS)

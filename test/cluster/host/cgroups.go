@@ -1,4 +1,4 @@
-package node
+package host
 
 import (
 	"context"
@@ -60,8 +60,8 @@ func cgroupMounts(mountinfo string) []string {
 	return slices.Compact(mounts)
 }
 
-// makeCgroups creates the cgroup under which the kubelet keeps its pods.
-func makeCgroups(name string) error {
+// MakeCgroups creates the cgroup under which the kubelet keeps its pods.
+func MakeCgroups(name string) error {
 	roots, err := cgroupRoots(name)
 	if err != nil {
 		return err
@@ -96,8 +96,8 @@ func delegate(parent, root string) error {
 	return nil
 }
 
-// removeCgroups kills what still runs in our cgroups and removes them.
-func removeCgroups(ctx context.Context, name string) error {
+// RemoveCgroups kills what still runs in our cgroups and removes them.
+func RemoveCgroups(ctx context.Context, name string) error {
 	roots, err := cgroupRoots(name)
 	if err != nil {
 		return err

@@ -1,4 +1,4 @@
-package node
+package host
 
 import (
 	"encoding/json"
@@ -16,9 +16,9 @@ var kubeletSysctls = []string{
 	"kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes",
 }
 
-// saveSysctls records the settings, so that Down can put them back. An earlier
+// SaveSysctls records the settings, so that Down can put them back. An earlier
 // record is kept: it is older than a crash in between.
-func saveSysctls(file string) error {
+func SaveSysctls(file string) error {
 	if _, err := os.Stat(file); err == nil {
 		return nil
 	}
@@ -40,7 +40,8 @@ func saveSysctls(file string) error {
 	return os.WriteFile(file, data, 0o644)
 }
 
-func restoreSysctls(file string) error {
+// RestoreSysctls puts back what SaveSysctls recorded, if it did.
+func RestoreSysctls(file string) error {
 	data, err := os.ReadFile(file)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil

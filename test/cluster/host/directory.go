@@ -1,4 +1,6 @@
-package node
+// Package host checks what a test cluster needs of the machine that it runs on,
+// and puts back or removes what it changes there.
+package host
 
 import (
 	"errors"
@@ -15,9 +17,9 @@ import (
 // directory; nothing else is ever deleted.
 const ownerFile = ".sandbox-egress-cluster"
 
-// claim creates dir for the cluster of stateDir, or takes it over when it is
+// Claim creates dir for the cluster of stateDir, or takes it over when it is
 // empty or was that cluster's already.
-func claim(dir, stateDir string) error {
+func Claim(dir, stateDir string) error {
 	if !filepath.IsAbs(dir) || filepath.Clean(dir) != dir || strings.Count(dir, "/") < 2 {
 		return fmt.Errorf("directory %q must be a clean absolute path below a top-level directory", dir)
 	}
@@ -25,7 +27,7 @@ func claim(dir, stateDir string) error {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	if len(entries) > 0 && !owned(dir, stateDir) {
+	if len(entries) > 0 && !Owned(dir, stateDir) {
 		return fmt.Errorf("%s is not empty and does not belong to the cluster of %s: choose another directory or remove it", dir, stateDir)
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -34,15 +36,16 @@ func claim(dir, stateDir string) error {
 	return os.WriteFile(filepath.Join(dir, ownerFile), []byte(stateDir), 0o644)
 }
 
-func owned(dir, stateDir string) bool {
+// Owned says whether dir belongs to the cluster of stateDir.
+func Owned(dir, stateDir string) bool {
 	owner, err := os.ReadFile(filepath.Join(dir, ownerFile))
 	return err == nil && string(owner) == stateDir
 }
 
-// discard unmounts what is mounted below dir and deletes it, if it
+// Discard unmounts what is mounted below dir and deletes it, if it
 // belongs to the cluster of stateDir.
-func discard(dir, stateDir string) error {
-	if !owned(dir, stateDir) {
+func Discard(dir, stateDir string) error {
+	if !Owned(dir, stateDir) {
 		return nil
 	}
 	if err := unmountBelow(dir); err != nil {

@@ -1,4 +1,4 @@
-package node
+package host
 
 import (
 	"context"
@@ -45,16 +45,16 @@ func requirements() []requirement {
 
 func (r requirement) find() (string, bool) {
 	for _, path := range r.paths {
-		if found, err := lookPath(path); err == nil {
+		if found, err := LookPath(path); err == nil {
 			return found, true
 		}
 	}
 	return "", false
 }
 
-// lookPath also looks where root's tools live, which an unprivileged search
+// LookPath also looks where root's tools live, which an unprivileged search
 // path may leave out.
-func lookPath(name string) (string, error) {
+func LookPath(name string) (string, error) {
 	if path, err := exec.LookPath(name); err == nil {
 		return path, nil
 	}
@@ -78,9 +78,9 @@ func missingPackages(needed []requirement) []string {
 	return slices.Compact(packages)
 }
 
-// checkHost makes sure that the cluster can run here, installing packages when
-// that is allowed.
-func checkHost(ctx context.Context, config Config) error {
+// Check makes sure that the cluster can run here, installing missing Debian
+// packages when mayInstall is set; log is told so.
+func Check(ctx context.Context, mayInstall bool, log func(string)) error {
 	if os.Geteuid() != 0 {
 		return errors.New("the cluster needs root (namespaces, cgroups, mounts): run it as root, e.g. with sudo")
 	}
@@ -95,13 +95,13 @@ func checkHost(ctx context.Context, config Config) error {
 		return nil
 	}
 	advice := fmt.Errorf("missing Debian packages: apt-get install --no-install-recommends %s", strings.Join(missing, " "))
-	if config.NoInstall {
+	if !mayInstall {
 		return advice
 	}
-	if _, err := lookPath("apt-get"); err != nil {
+	if _, err := LookPath("apt-get"); err != nil {
 		return fmt.Errorf("%w (no apt-get here: install what they contain)", advice)
 	}
-	config.Log("installing " + strings.Join(missing, " "))
+	log("installing " + strings.Join(missing, " "))
 	if err := install(ctx, missing); err != nil {
 		return fmt.Errorf("%w (tried it: %w)", advice, err)
 	}
@@ -134,8 +134,8 @@ func aptGet(ctx context.Context, args ...string) error {
 	return nil
 }
 
-// cniDir returns the directory with the CNI plugins.
-func cniDir() (string, error) {
+// CNIDir returns the directory with the CNI plugins.
+func CNIDir() (string, error) {
 	for _, dir := range cniDirs {
 		if _, err := os.Stat(filepath.Join(dir, "ptp")); err == nil {
 			return dir, nil
