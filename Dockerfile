@@ -18,6 +18,6 @@ RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache
       ./cmd/manager ./cmd/egress-proxy ./cmd/egress-relay ./cmd/egressctl ./cmd/sandbox-api
 
 FROM distroless/static:nonroot
-COPY --from=build /out/ /usr/local/bin/
+COPY --from=build /out/ /
 USER 65532:65532
-ENTRYPOINT ["/usr/local/bin/manager"]
+ENTRYPOINT ["/manager"]
