@@ -8,5 +8,7 @@ import (
 )
 
 func main() {
-	os.Exit(proxycmd.Main(os.Args[1:], os.Stdout, os.Stderr, map[string]proxycmd.SourceFactory{}))
+	os.Exit(proxycmd.Main(os.Args[1:], os.Stdout, os.Stderr, map[string]proxycmd.SourceFactory{
+		"kube": &kubeSource{},
+	}))
 }

@@ -117,12 +117,7 @@ func (r *Reconciler) twins(ctx context.Context, pod *corev1.Pod, id string) erro
 // to nothing.
 func narrowing(pod *corev1.Pod) (hosts []string, ok bool) {
 	text, ok := pod.Annotations[v1alpha1.AllowedHostsAnnotation]
-	for h := range strings.SplitSeq(text, ",") {
-		if h = strings.TrimSpace(h); h != "" {
-			hosts = append(hosts, h)
-		}
-	}
-	return hosts, ok
+	return match.Hosts(text), ok
 }
 
 // allowedHosts is the copy for the allowed_hosts claim: of a narrowed pod only what the

@@ -35,9 +35,10 @@ type ProxyConfig struct {
 const (
 	// nonRoot is the user of distroless images.
 	nonRoot int64 = 65532
-	// endpointDelay is how long other nodes may still send connections to a proxy that is
-	// going away: its endpoint has to be taken out of every kube-proxy first.
-	endpointDelay = 5 * time.Second
+	// drainDelay is how long a proxy that was told to end still takes connections: other
+	// nodes send them until its endpoint is out of every kube-proxy. The proxy waits itself,
+	// so that no preStop hook is needed.
+	drainDelay = 5 * time.Second
 	// exitMargin is for closing what is left after the drain.
 	exitMargin = 10 * time.Second
 
@@ -143,7 +144,7 @@ func podTemplate(p *v1alpha1.SandboxEgress, cfg ProxyConfig) *corev1ac.PodTempla
 		WithServiceAccountName(v1alpha1.ProxyName(p.Name)).
 		WithAutomountServiceAccountToken(true).
 		WithEnableServiceLinks(false).
-		WithTerminationGracePeriodSeconds(seconds(endpointDelay+cfg.DrainTimeout+exitMargin)).
+		WithTerminationGracePeriodSeconds(seconds(drainDelay+cfg.DrainTimeout+exitMargin)).
 		WithSecurityContext(corev1ac.PodSecurityContext().
 			WithRunAsNonRoot(true).WithRunAsUser(nonRoot).WithRunAsGroup(nonRoot).WithFSGroup(nonRoot).
 			WithSeccompProfile(corev1ac.SeccompProfile().WithType(corev1.SeccompProfileTypeRuntimeDefault))).
@@ -200,8 +201,6 @@ func container(p *v1alpha1.SandboxEgress, cfg ProxyConfig) *corev1ac.ContainerAp
 			WithCapabilities(corev1ac.Capabilities().WithDrop("ALL"))).
 		WithLivenessProbe(probe("/healthz", 10, 3)).
 		WithReadinessProbe(probe("/readyz", 2, 2)).
-		WithLifecycle(corev1ac.Lifecycle().WithPreStop(corev1ac.LifecycleHandler().
-			WithSleep(corev1ac.SleepAction().WithSeconds(seconds(endpointDelay))))).
 		WithTerminationMessagePolicy(corev1.TerminationMessageFallbackToLogsOnError)
 	if cfg.ImagePullPolicy != "" {
 		c.WithImagePullPolicy(cfg.ImagePullPolicy)
@@ -220,10 +219,12 @@ func proxyArgs(p *v1alpha1.SandboxEgress, cfg ProxyConfig) []string {
 		"--policy-source=kube",
 		"--policy=" + p.Namespace + "/" + p.Name,
 		"--jwks-configmap=" + v1alpha1.JWKSName(p.Name),
+		"--canary-listen=:" + strconv.Itoa(int(v1alpha1.CanaryPort)),
+		"--drain-delay=" + drainDelay.String(),
 		"--drain-timeout=" + cfg.DrainTimeout.String(),
 	}
 	if u := p.Spec.Proxy.Upstream; u != nil && u.CredentialsSecret != nil {
-		args = append(args, "--upstream-credentials-dir="+credentialsDir)
+		args = append(args, "--upstream-credentials="+credentialsDir)
 	}
 	return args
 }

@@ -5,6 +5,7 @@ package match
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -85,6 +86,17 @@ func Policies(list []v1alpha1.SandboxEgress, podLabels map[string]string) []stri
 	}
 	slices.Sort(names)
 	return names
+}
+
+// Hosts splits the value of the allowed-hosts annotation.
+func Hosts(annotation string) []string {
+	var hosts []string
+	for h := range strings.SplitSeq(annotation, ",") {
+		if h = strings.TrimSpace(h); h != "" {
+			hosts = append(hosts, h)
+		}
+	}
+	return hosts
 }
 
 // Example returns labels that the selector matches and that hold no more than it asks for,
