@@ -14,6 +14,9 @@ ENVTEST_PKGS := ./api/... ./controllers/... ./internal/webhook/... ./internal/po
 # Packages that need a cluster, root, or minutes of peers: they have targets of their own.
 OWN_TARGET   := /test/(e2e|perf|clients|cluster/node)
 
+# What generate and manifests write.
+GENERATED    := api config charts/sandbox-egress/files docs/api.md
+
 FUZZTIME ?= 30s
 IMAGE    ?= sandbox-egress:$(VERSION)
 
@@ -38,13 +41,14 @@ generate: $(BIN)/controller-gen $(BIN)/crd-ref-docs ## Generate deepcopy, apply 
 	$(BIN)/crd-ref-docs --source-path=./api/v1alpha1 --config=hack/crd-ref-docs.yaml --renderer=markdown --output-path=docs/api.md
 
 .PHONY: manifests
-manifests: $(BIN)/controller-gen ## Generate the CRD and RBAC
+manifests: $(BIN)/controller-gen ## Generate CRD and RBAC, and copy them into the chart
 	$(BIN)/controller-gen crd paths=./api/... output:crd:artifacts:config=config/crd/bases
 	$(BIN)/controller-gen rbac:roleName=sandbox-egress-manager paths=./controllers/... output:rbac:artifacts:config=config/rbac
+	hack/chart.sh
 
 .PHONY: verify-generated
 verify-generated: generate manifests ## Fail when generated files are not current
-	@if ! git diff --exit-code --stat -- api config docs/api.md || [ -n "$$(git ls-files --others --exclude-standard -- api config docs/api.md)" ]; then \
+	@if ! git diff --exit-code --stat -- $(GENERATED) || [ -n "$$(git ls-files --others --exclude-standard -- $(GENERATED))" ]; then \
 	  echo "generated files are not current: run 'make generate manifests' and commit the result" >&2; exit 1; fi
 
 .PHONY: fmt
@@ -61,7 +65,7 @@ lint: $(BIN)/golangci-lint verify-generated ## Lint, and check that generated fi
 test: test-unit test-envtest test-e2e ## Unit, envtest and e2e tests
 
 .PHONY: test-unit
-test-unit: ## Unit tests and attack vectors
+test-unit: $(BIN)/helm ## Unit tests and attack vectors
 	$(GO) test -race -timeout 15m $$($(GO) list ./... | grep -vE '$(OWN_TARGET)' | grep -vxF "$$($(GO) list $(ENVTEST_PKGS))")
 
 .PHONY: test-envtest
@@ -69,6 +73,20 @@ test-envtest: ## Tests against a real kube-apiserver; honours KUBEBUILDER_ASSETS
 	@assets="$${KUBEBUILDER_ASSETS:-}"; \
 	if [ -z "$$assets" ]; then assets=$$($(GO) run ./test/cluster build --only envtest --print-dir); fi; \
 	KUBEBUILDER_ASSETS="$$assets" $(GO) test -race -p 1 -timeout 20m $(ENVTEST_PKGS)
+
+.PHONY: test-e2e
+test-e2e: $(BIN)/helm ## End-to-end tests in a single-node cluster (root; KEEP=1 leaves it up)
+	$(GO) run ./test/cluster build
+	$(GO) test -race -timeout 40m ./test/cluster/node ./test/e2e -v -ginkgo.v
+
+.PHONY: demo
+demo: $(BIN)/helm ## The main job on an embedded cluster; ends with a table (root; KEEP=1 leaves it up)
+	$(GO) run ./test/cluster build
+	KEEP=$(KEEP) $(GO) run ./test/demo
+
+.PHONY: clients
+clients: ## The matrix of real clients; writes docs/clients.md (root)
+	$(GO) run ./test/clients
 
 .PHONY: bench
 bench: ## Benchmarks, with Squid side by side; writes docs/performance.md
@@ -78,3 +96,12 @@ bench: ## Benchmarks, with Squid side by side; writes docs/performance.md
 .PHONY: fuzz
 fuzz: ## Run every fuzz target for FUZZTIME
 	FUZZTIME=$(FUZZTIME) hack/fuzz.sh
+
+##@ Release
+.PHONY: image
+image: ## Build the container image with Docker
+	docker build --build-arg VERSION=$(VERSION) -t $(IMAGE) .
+
+.PHONY: helm-package
+helm-package: $(BIN)/helm ## Package the chart into dist/
+	$(BIN)/helm package charts/sandbox-egress -d dist
