@@ -137,6 +137,7 @@ type Server struct {
 	upstreamAuth  atomic.Pointer[string]
 	own           atomic.Pointer[ownAddrs]
 	flows         registry
+	pipes         *pipes
 	flowID        atomic.Uint64
 
 	slots     chan struct{}
@@ -169,6 +170,7 @@ func New(o Options) (*Server, error) {
 		via:           "sandbox-egress-" + hex.EncodeToString(random[:]),
 		upstreamGuard: guard,
 		slots:         make(chan struct{}, o.MaxConns),
+		pipes:         newPipes(),
 	}
 	if o.FirstUse {
 		s.firstUse = &firstUse{}
@@ -260,4 +262,5 @@ func (s *Server) Close() {
 	}
 	s.wg.Wait()
 	s.tasks.Wait()
+	s.pipes.close()
 }

@@ -56,23 +56,20 @@ func (t *tunnel) down() {
 	t.copy(t.client, t.origin, &t.flow.received, ReasonOriginError, ReasonClientError)
 }
 
+// hotAfter is how much must come in full buffers before splicing pays.
+const hotAfter = 4 * copySize
+
 // copy moves src to dst until src ends, and passes that end on (half-close). An error on
 // either side ends both directions.
 func (t *tunnel) copy(dst, src *stream, count *atomic.Int64, readFailed, writeFailed Reason) {
-	for {
+	moved := func(n int) {
+		count.Add(int64(n))
+		t.flow.pace(n)
+	}
+	for hot := 0; ; {
 		buf, n, err := src.next()
 		if err != nil {
-			if errors.Is(err, io.EOF) {
-				if !dst.halfCloses() {
-					t.flow.end(ReasonClosed, "", audit.Allow)
-				}
-				if dst.closeWrite() == nil || errors.Is(err, net.ErrClosed) {
-					return
-				}
-				t.fail(writeFailed)
-				return
-			}
-			t.fail(readFailed)
+			t.endCopy(dst, err, readFailed, writeFailed)
 			return
 		}
 		_, err = dst.Write(buf[:n])
@@ -81,8 +78,41 @@ func (t *tunnel) copy(dst, src *stream, count *atomic.Int64, readFailed, writeFa
 			t.fail(writeFailed)
 			return
 		}
-		count.Add(int64(n))
-		t.flow.pace(n)
+		moved(n)
+		if hot += n; n < copySize/2 {
+			hot = 0
+		}
+		if hot < hotAfter || !spliceable(dst, src) {
+			continue
+		}
+		hot = 0
+		writing, err := t.flow.srv.pipes.spliceAll(dst, src, moved)
+		switch {
+		case err != nil && writing:
+			t.fail(writeFailed)
+			return
+		case err != nil:
+			t.endCopy(dst, err, readFailed, writeFailed)
+			return
+		}
+	}
+}
+
+func spliceable(dst, src *stream) bool {
+	return dst.wait.raw != nil && src.wait.raw != nil && len(src.buffered()) == 0
+}
+
+// endCopy ends one direction: at the end of its source the other side is told (half-close).
+func (t *tunnel) endCopy(dst *stream, err error, readFailed, writeFailed Reason) {
+	if !errors.Is(err, io.EOF) {
+		t.fail(readFailed)
+		return
+	}
+	if !dst.halfCloses() {
+		t.flow.end(ReasonClosed, "", audit.Allow)
+	}
+	if err := dst.closeWrite(); err != nil && !errors.Is(err, net.ErrClosed) {
+		t.fail(writeFailed)
 	}
 }
 
