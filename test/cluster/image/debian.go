@@ -33,9 +33,13 @@ func DebianLayer(ctx context.Context, cache string, packages ...string) (v1.Laye
 	return layerOf(content)
 }
 
+// layerFormat is part of the cache key: raise it when layers are made
+// differently.
+const layerFormat = "2 "
+
 func debianTar(ctx context.Context, cache string, packages []string) ([]byte, error) {
 	packages = slices.Compact(slices.Sorted(slices.Values(packages)))
-	sum := sha256.Sum256([]byte(strings.Join(packages, " ")))
+	sum := sha256.Sum256([]byte(layerFormat + strings.Join(packages, " ")))
 	dir := filepath.Join(cache, "debian-"+hex.EncodeToString(sum[:])[:16])
 	if err := os.MkdirAll(filepath.Join(dir, "archives", "partial"), 0o755); err != nil {
 		return nil, err
@@ -254,9 +258,11 @@ func (m *merger) finish() error {
 			return err
 		}
 	}
-	if m.seen["usr/bin/dash"] && !m.seen["usr/bin/sh"] {
-		if err := m.link("usr/bin/sh", "dash"); err != nil {
-			return err
+	for _, link := range []struct{ name, target string }{{"sh", "dash"}, {"awk", "mawk"}, {"nc", "nc.openbsd"}} {
+		if m.seen["usr/bin/"+link.target] && !m.seen["usr/bin/"+link.name] {
+			if err := m.link("usr/bin/"+link.name, link.target); err != nil {
+				return err
+			}
 		}
 	}
 	return m.out.Close()
