@@ -1,5 +1,3 @@
-//go:build webhookready
-
 package managercmd
 
 import (

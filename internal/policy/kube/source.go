@@ -17,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/rest"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -76,12 +77,16 @@ func New(cfg *rest.Config, o Options) (*Source, error) {
 // fail while an API server is upgraded, is not needed.
 func mapper() meta.RESTMapper {
 	m := meta.NewDefaultRESTMapper(nil)
-	for _, kind := range []string{"Pod", "ConfigMap"} {
-		m.Add(corev1.SchemeGroupVersion.WithKind(kind), meta.RESTScopeNamespace)
+	add := func(gv schema.GroupVersion, kind, plural, singular string) {
+		// The cache maps lists by the kind of the list.
+		for _, k := range []string{kind, kind + "List"} {
+			m.AddSpecific(gv.WithKind(k), gv.WithResource(plural), gv.WithResource(singular), meta.RESTScopeNamespace)
+		}
 	}
-	m.Add(eventsv1.SchemeGroupVersion.WithKind("Event"), meta.RESTScopeNamespace)
-	m.AddSpecific(v1alpha1.GroupVersionKind, v1alpha1.SchemeGroupVersion.WithResource("sandboxegresses"),
-		v1alpha1.SchemeGroupVersion.WithResource("sandboxegress"), meta.RESTScopeNamespace)
+	add(corev1.SchemeGroupVersion, "Pod", "pods", "pod")
+	add(corev1.SchemeGroupVersion, "ConfigMap", "configmaps", "configmap")
+	add(eventsv1.SchemeGroupVersion, "Event", "events", "event")
+	add(v1alpha1.SchemeGroupVersion, v1alpha1.Kind, "sandboxegresses", "sandboxegress")
 	return m
 }
 
