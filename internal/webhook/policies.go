@@ -12,9 +12,15 @@ import (
 	"github.com/sandbox-egress/sandbox-egress/internal/policy/kube/match"
 )
 
+// policyCache is the part of the manager's cache that is used.
+type policyCache interface {
+	GetInformer(ctx context.Context, obj client.Object, opts ...cache.InformerGetOption) (cache.Informer, error)
+	List(ctx context.Context, list client.ObjectList, opts ...client.ListOption) error
+}
+
 // policySource finds the policies of a namespace in the manager's cache.
 type policySource struct {
-	cache cache.Cache
+	cache policyCache
 	live  client.Reader
 }
 
