@@ -215,7 +215,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, drain time.Duration)
 		go g.run()
 		allowed = g.allowed
 		no := refuser(s.cfg.Log)
-		no.TLSConfig = main.TLSConfig
+		no.TLSConfig, no.Protocols = s.tlsConfig(), main.Protocols
 		servers = append(servers, no)
 		go serve(no, g.refused)
 	}
@@ -261,7 +261,7 @@ func closeListener(l net.Listener) error {
 func (s *Server) httpServer() *http.Server {
 	srv := &http.Server{
 		Handler:           s.Handler(),
-		TLSConfig:         s.cfg.TLS,
+		TLSConfig:         s.tlsConfig(),
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    32 << 10,
@@ -271,6 +271,14 @@ func (s *Server) httpServer() *http.Server {
 	}
 	srv.Protocols.SetHTTP1(true)
 	return srv
+}
+
+// tlsConfig is a copy for one http.Server, which writes to it.
+func (s *Server) tlsConfig() *tls.Config {
+	if s.cfg.TLS == nil {
+		return nil
+	}
+	return s.cfg.TLS.Clone()
 }
 
 // isKnown tells errors that fail maps to a status of their own.

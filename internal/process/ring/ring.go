@@ -74,7 +74,8 @@ func (l *Log) Append(ch byte, p []byte) error {
 		// Half of the log at most in one piece, so that a reader can work on one
 		// half while the writer fills the other.
 		n := min(len(p), l.limit/2)
-		if wait := l.holdback(n, time.Now()); wait > 0 {
+		now := time.Now()
+		if wait := l.holdback(n, now); wait > 0 {
 			consumed := l.consumed
 			l.waiting++
 			l.mu.Unlock()
@@ -88,6 +89,12 @@ func (l *Log) Append(ch byte, p []byte) error {
 			l.waiting--
 			l.mu.Unlock()
 			continue
+		}
+		// Who has read everything has something to do from now on only.
+		for r := range l.readers {
+			if r.pos == l.tail {
+				r.lagging, r.progress = false, now
+			}
 		}
 		l.put(ch, p[:n])
 		p = p[n:]
@@ -282,8 +289,6 @@ func (r *Reader) Next(ctx context.Context, buf []byte) (Chunk, error) {
 			r.log.mu.Unlock()
 			return c, nil
 		}
-		// At the end there is nothing to lag behind.
-		r.lagging, r.progress = false, time.Now()
 		closed, changed := r.log.closed, r.log.changed
 		r.log.mu.Unlock()
 		if closed {

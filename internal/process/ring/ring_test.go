@@ -175,6 +175,28 @@ func TestStalledReaderHoldsTheWriterBackForTheStallTimeOnly(t *testing.T) {
 	}
 }
 
+// The time a reader waited for output is no time it stalled.
+func TestReaderThatWaitedLongIsNotOvertakenAtOnce(t *testing.T) {
+	const stall = 300 * time.Millisecond
+	l := New(8<<10, stall)
+	r := l.NewReader(0)
+	defer r.Close()
+	time.Sleep(stall + 50*time.Millisecond)
+	done := make(chan error, 1)
+	go func() { done <- l.Append(1, make([]byte, 64<<10)) }()
+	time.Sleep(stall / 4)
+	for n := 0; n < 64<<10; {
+		c, err := r.Next(context.Background(), make([]byte, 4096))
+		if err != nil || c.Gap != 0 {
+			t.Fatalf("after %d bytes: gap %d, %v", n, c.Gap, err)
+		}
+		n += len(c.Data)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestReaderThatLeavesFreesTheWriter(t *testing.T) {
 	l := New(8<<10, time.Hour)
 	r := l.NewReader(0)
