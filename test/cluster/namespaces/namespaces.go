@@ -27,15 +27,22 @@ type Of struct {
 func (o Of) Do(fn func() error) error {
 	done := make(chan error, 1)
 	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() == os.Getpid() {
+			// The first thread outlives its goroutine, and what it has entered shows
+			// as the whole process's in /proc/self. Keep it busy meanwhile.
+			err := o.Do(fn)
+			runtime.UnlockOSThread()
+			done <- err
+			return
+		}
 		// Never unlocked: the thread cannot be given back to the scheduler, and
 		// ends together with the goroutine.
-		runtime.LockOSThread()
-		done <- func() error {
-			if err := o.enter(); err != nil {
-				return err
-			}
-			return fn()
-		}()
+		err := o.enter()
+		if err == nil {
+			err = fn()
+		}
+		done <- err
 	}()
 	return <-done
 }

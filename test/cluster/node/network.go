@@ -27,10 +27,10 @@ func (c *Cluster) makeNetwork(ctx context.Context, cluster, world namespaces.Of)
 			{"ip", "address", "add", NodeIP + "/30", "dev", "uplink"},
 			{"ip", "link", "set", "uplink", "up"},
 			{"ip", "route", "add", "default", "via", InternetIP},
-			// Without these a packet to an address that no pod or Service has would
-			// leave for the internet.
-			{"ip", "route", "add", "blackhole", PodCIDR},
-			{"ip", "route", "add", "blackhole", ServiceCIDR},
+			// Without it a packet to an address that no pod has would leave for the
+			// internet. Service addresses must have a route, though: the node's own
+			// packets are routed before kube-proxy's rules translate them.
+			{"ip", "route", "add", "unreachable", PodCIDR},
 		}
 		if err := runAll(ctx, steps); err != nil {
 			return err
