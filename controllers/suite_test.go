@@ -38,11 +38,9 @@ var _ = AfterSuite(func() {
 // managed gives each spec of an Ordered container the manager that start makes before the
 // first of them, and stops it after the last.
 func managed(start func(context.Context) *managertest.Manager) {
-	var m *managertest.Manager
-	BeforeAll(func(ctx SpecContext) { m = start(ctx) })
-	AfterAll(func() {
-		if m != nil {
-			Expect(m.Stop()).To(Succeed())
-		}
+	BeforeAll(func(ctx SpecContext) {
+		m := start(ctx)
+		// After every AfterAll: those still need the manager.
+		DeferCleanup(func() { Expect(m.Stop()).To(Succeed()) })
 	})
 }

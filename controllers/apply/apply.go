@@ -1,8 +1,10 @@
-// Package apply writes owned objects by server-side apply, and only when something differs.
+// Package apply writes owned objects by server-side apply, only when something differs, and
+// takes out what others put into them.
 package apply
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -23,7 +25,7 @@ type Config interface {
 	GetNamespace() *string
 }
 
-// Kind says how objects of one kind are compared.
+// Kind says how objects of one kind are compared and repaired.
 type Kind[O client.Object, C Config] struct {
 	// New returns an empty object to read into.
 	New func() O
@@ -32,17 +34,28 @@ type Kind[O client.Object, C Config] struct {
 	// Replace reports that live cannot be turned into want by an update, because a field
 	// that the API holds immutable differs: it is deleted first. nil means never.
 	Replace func(live O, want C) bool
+	// SetContent copies the content of want, such as the spec, into live.
+	SetContent func(live, want O)
+	// Foreign reports that live has content that is not in want. Apply alone does not see
+	// it: a field that the operator does not set, such as the egress rules of a policy that
+	// denies everything, can be added by anyone. nil means that additions are harmless.
+	Foreign func(live, want O) bool
 }
 
 // Ensure makes the live object hold what want says, with the operator as owner of every
-// field in it, and reports whether it wrote. Reads come from c, usually a cache: a stale
-// read costs a write that changes nothing.
+// field in it and nothing beside it, and reports whether it wrote. Reads come from c,
+// usually a cache: a stale read costs a write that changes nothing.
 //
-// The comparison is of what managedFields say the operator owns. A change by anyone else
-// to such a field takes the ownership away, so it shows as a difference.
+// What the operator applied is compared by managedFields: a change by anyone else takes the
+// ownership away, so it shows as a difference whatever defaults the API server has set.
 func (k Kind[O, C]) Ensure(ctx context.Context, c client.Client, want C) (changed bool, err error) {
 	key := client.ObjectKey{Namespace: deref(want.GetNamespace()), Name: deref(want.GetName())}
+	target, err := k.typed(want)
+	if err != nil {
+		return false, err
+	}
 	live := k.New()
+	foreign := false
 	err = c.Get(ctx, key, live)
 	switch {
 	case apierrors.IsNotFound(err):
@@ -57,23 +70,89 @@ func (k Kind[O, C]) Ensure(ctx context.Context, c client.Client, want C) (change
 		if err != nil {
 			return false, fmt.Errorf("read managed fields of %s: %w", describe(live, key), err)
 		}
-		if equality.Semantic.DeepEqual(owned, want) {
+		foreign = k.Foreign != nil && k.Foreign(live, target)
+		if !foreign && equality.Semantic.DeepEqual(owned, want) {
 			return false, nil
 		}
 	}
 	if err := c.Apply(ctx, want, client.FieldOwner(FieldOwner), client.ForceOwnership); err != nil {
 		return false, fmt.Errorf("apply %s: %w", describe(live, key), err)
 	}
-	return true, nil
+	if !foreign {
+		return true, nil
+	}
+	// Apply has put the answer of the API server into want.
+	applied, err := k.typed(want)
+	if err != nil {
+		return true, err
+	}
+	return true, k.purge(ctx, c, key, applied, target)
 }
 
-// OwnManagedFields drops the managedFields entries of everyone but the operator: Ensure
-// needs no others, and they are most of an object's size in the cache.
-func OwnManagedFields(o client.Object) {
+// purge sets the content to exactly that of target.
+func (k Kind[O, C]) purge(ctx context.Context, c client.Client, key client.ObjectKey, live, target O) error {
+	clean, ok := live.DeepCopyObject().(O)
+	if !ok {
+		return fmt.Errorf("copy of %s has another type", describe(live, key))
+	}
+	k.SetContent(clean, target)
+	patch := client.MergeFromWithOptions(live, client.MergeFromWithOptimisticLock{})
+	if err := c.Patch(ctx, clean, patch, client.FieldOwner(FieldOwner)); err != nil {
+		return fmt.Errorf("take foreign content out of %s: %w", describe(live, key), err)
+	}
+	return nil
+}
+
+// typed is the object that an apply configuration describes.
+func (k Kind[O, C]) typed(c C) (O, error) {
+	out := k.New()
+	raw, err := json.Marshal(c)
+	if err != nil {
+		return out, fmt.Errorf("encode %T: %w", c, err)
+	}
+	if err := json.Unmarshal(raw, out); err != nil {
+		return out, fmt.Errorf("decode %T: %w", out, err)
+	}
+	return out, nil
+}
+
+// othersWrote reports whether someone else than the operator manages content of o, by its
+// managedFields. Metadata and status are not content. Fields that an admission webhook of
+// the cluster adds to the operator's own writes are managed in the operator's name and stay:
+// taking them out would go on forever.
+func othersWrote(o client.Object) bool {
+	for _, f := range o.GetManagedFields() {
+		if f.Manager != FieldOwner && hasContent(f) {
+			return true
+		}
+	}
+	return false
+}
+
+func hasContent(f metav1.ManagedFieldsEntry) bool {
+	if f.Subresource != "" || f.FieldsV1 == nil {
+		return false
+	}
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(f.FieldsV1.Raw, &fields); err != nil {
+		return true
+	}
+	delete(fields, "f:metadata")
+	delete(fields, "f:status")
+	delete(fields, "f:apiVersion")
+	delete(fields, "f:kind")
+	return len(fields) > 0
+}
+
+// TrimManagedFields keeps the managedFields entries that Ensure looks at: the operator's
+// own, and those of others that hold content. The rest is much of an object's size in the
+// cache.
+func TrimManagedFields(o client.Object) {
 	fields := o.GetManagedFields()
 	kept := fields[:0]
 	for _, f := range fields {
-		if f.Manager == FieldOwner && f.Operation == metav1.ManagedFieldsOperationApply {
+		own := f.Manager == FieldOwner && f.Operation == metav1.ManagedFieldsOperationApply
+		if own || f.Manager != FieldOwner && hasContent(f) {
 			kept = append(kept, f)
 		}
 	}

@@ -70,7 +70,7 @@ func dropManagedFields(in any) (any, error) {
 
 func keepOwnFields(in any) (any, error) {
 	if o, ok := in.(client.Object); ok {
-		apply.OwnManagedFields(o)
+		apply.TrimManagedFields(o)
 	}
 	return in, nil
 }
