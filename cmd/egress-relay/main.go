@@ -142,7 +142,7 @@ func waitAtGate(ctx context.Context, flags *flag.FlagSet, args []string, stdout 
 	}
 	err = fmt.Errorf("start gate: %w", err)
 	// Outside Kubernetes there is no such file, and stderr says the same.
-	if file, openErr := os.OpenFile(*termination, os.O_WRONLY|os.O_TRUNC, 0); openErr == nil {
+	if file, openErr := os.OpenFile(*termination, os.O_WRONLY|os.O_TRUNC, 0); openErr == nil { //nolint:gosec // the flag says which file
 		fmt.Fprintln(file, err)
 		file.Close()
 	}

@@ -19,7 +19,7 @@ const (
 	RelayContainer = "egress-relay"
 	TokenVolume    = "egress-token"
 
-	tokenDir    = "/var/run/secrets/egress.sandbox.dev"
+	tokenDir    = "/var/run/secrets/egress.sandbox.dev" //nolint:gosec // a directory, no credential
 	relayBinary = "/egress-relay"
 )
 
@@ -45,10 +45,10 @@ type Input struct {
 }
 
 var (
-	// ErrNotReady: the policy has no proxy address yet. Trying again later helps.
+	// ErrNotReady means that the policy has no proxy address yet. Trying again later helps.
 	ErrNotReady = errors.New("the egress proxy has no address yet")
-	// ErrConflict: the pod was injected for another policy, delivery or id form. It must
-	// be created anew.
+	// ErrConflict means that the pod was injected for another policy, delivery or id form.
+	// It must be created anew.
 	ErrConflict = errors.New("the pod was injected differently before")
 )
 

@@ -19,10 +19,16 @@ const (
 	maxReplayBytes = 64 << 10
 )
 
+// conn is a TCP connection. The dynamic type stays *net.TCPConn, whose copies use splice(2).
+type conn interface {
+	net.Conn
+	CloseWrite() error
+}
+
 // exchange is one client connection: one request, and what follows from it.
 type exchange struct {
 	s      *Server
-	client *net.TCPConn
+	client conn
 	in     *bufio.Reader // on client
 	req    *request
 	sent   replay
@@ -42,7 +48,7 @@ func (x *exchange) run(ctx context.Context) error {
 	case errors.Is(err, errHeadTooLarge):
 		return x.answer(failure{431, "header_too_large", err.Error()})
 	case err != nil:
-		return nil // closed, or silent for too long: there is nobody to answer
+		return nil //nolint:nilerr // closed, or silent for too long: there is nobody to answer
 	}
 	x.client.SetReadDeadline(time.Time{})
 
@@ -67,7 +73,7 @@ func (x *exchange) run(ctx context.Context) error {
 
 // try sends the request once. again means: the proxy answered 407, a newer token is in
 // the file by now, and nothing has reached the client yet.
-func (x *exchange) try(ctx context.Context, up *net.TCPConn, token string, mayRetry bool) (again bool, err error) {
+func (x *exchange) try(ctx context.Context, up conn, token string, mayRetry bool) (again bool, err error) {
 	stop := context.AfterFunc(ctx, func() { up.Close(); x.client.Close() })
 	defer stop()
 
@@ -131,7 +137,7 @@ func readStatus(r *bufio.Reader) ([]byte, int, error) {
 
 // splice copies both ways until both sides are done; an end of stream is passed on as
 // such (half-close), an error ends both. Bytes that came early with either head go first.
-func (x *exchange) splice(up *net.TCPConn, out *bufio.Reader) {
+func (x *exchange) splice(up conn, out *bufio.Reader) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -143,7 +149,7 @@ func (x *exchange) splice(up *net.TCPConn, out *bufio.Reader) {
 
 // copyRest copies what is buffered and then the rest of src. From one TCP connection to
 // another the kernel moves the bytes (splice(2)).
-func copyRest(dst, src *net.TCPConn, buffered *bufio.Reader) error {
+func copyRest(dst, src conn, buffered *bufio.Reader) error {
 	if n := buffered.Buffered(); n > 0 {
 		if _, err := io.CopyN(dst, buffered, int64(n)); err != nil {
 			return err
@@ -153,7 +159,7 @@ func copyRest(dst, src *net.TCPConn, buffered *bufio.Reader) error {
 	return err
 }
 
-func finish(dst, src *net.TCPConn, err error) {
+func finish(dst, src conn, err error) {
 	if err == nil {
 		err = dst.CloseWrite()
 	}
@@ -165,10 +171,9 @@ func finish(dst, src *net.TCPConn, err error) {
 
 // answer sends one of the relay's own answers.
 func (x *exchange) answer(f failure) error {
-	if err := f.writeTo(x.client); err != nil {
-		return nil
+	if f.writeTo(x.client) == nil {
+		x.linger()
 	}
-	x.linger()
 	return nil
 }
 

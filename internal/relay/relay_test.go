@@ -30,10 +30,26 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const limit = 10 * time.Second
 
+// tcpConn has the methods of *net.TCPConn that tests use.
+type tcpConn interface {
+	net.Conn
+	CloseWrite() error
+}
+
 // proxyConn is one connection that the relay opened to the fake proxy.
 type proxyConn struct {
-	*net.TCPConn
+	tcpConn
 	in *bufio.Reader
+}
+
+// say writes; where that fails, what the client reads shows it.
+func (c *proxyConn) say(s string) { _, _ = io.WriteString(c, s) }
+
+func closeWrite(t testing.TB, c tcpConn) {
+	t.Helper()
+	if err := c.CloseWrite(); err != nil {
+		t.Error(err)
+	}
 }
 
 // readHead returns the request head as it came, "" at the end of the stream.
@@ -74,7 +90,7 @@ func startProxy(t testing.TB, handle func(c *proxyConn)) netip.AddrPort {
 			mu.Unlock()
 			wg.Go(func() {
 				defer c.Close()
-				handle(&proxyConn{TCPConn: c.(*net.TCPConn), in: bufio.NewReader(c)})
+				handle(&proxyConn{tcpConn: c.(tcpConn), in: bufio.NewReader(c)})
 			})
 		}
 	})
@@ -151,7 +167,7 @@ func startRelay(t testing.TB, cfg relay.Config) *relay.Server {
 	return s
 }
 
-func dial(t testing.TB, at netip.AddrPort) *net.TCPConn {
+func dial(t testing.TB, at netip.AddrPort) tcpConn {
 	t.Helper()
 	c, err := net.DialTimeout("tcp", at.String(), limit)
 	if err != nil {
@@ -159,7 +175,7 @@ func dial(t testing.TB, at netip.AddrPort) *net.TCPConn {
 	}
 	t.Cleanup(func() { c.Close() })
 	c.SetDeadline(time.Now().Add(limit))
-	return c.(*net.TCPConn)
+	return c.(tcpConn)
 }
 
 func send(t testing.TB, c net.Conn, s string) {
@@ -248,7 +264,7 @@ func TestHeadReachesTheProxyWithTheTokenAndNothingElseChanged(t *testing.T) {
 			heads := make(chan string, 1)
 			proxy := startProxy(t, func(c *proxyConn) {
 				heads <- c.readHead()
-				io.WriteString(c, "HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n")
+				c.say("HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n")
 			})
 			s := startRelay(t, relay.Config{Proxy: proxy, TokenFile: newSecret(t, "t1").path()})
 			c := dial(t, s.Addr())
@@ -272,7 +288,7 @@ func TestRefusalsPassUnchanged(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			proxy := startProxy(t, func(c *proxyConn) {
 				c.readHead()
-				io.WriteString(c, answer)
+				c.say(answer)
 			})
 			s := startRelay(t, relay.Config{Proxy: proxy, TokenFile: newSecret(t, "t1").path()})
 			c := dial(t, s.Addr())
@@ -293,9 +309,9 @@ func TestEarlyBytesReachTheTunnelOnlyAfterTheProxyAgreed(t *testing.T) {
 			t.Errorf("before the 200 the proxy read %q, %v", b, err)
 		}
 		c.SetReadDeadline(time.Now().Add(limit))
-		io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\nserver first")
+		c.say("HTTP/1.1 200 OK\r\n\r\nserver first")
 		expect(t, c.in, "client early")
-		io.WriteString(c, "then more")
+		c.say("then more")
 		expect(t, c.in, "client late")
 	})
 	s := startRelay(t, relay.Config{Proxy: proxy, TokenFile: newSecret(t, "t1").path()})
@@ -312,14 +328,14 @@ func TestTunnelHalfClosesBothWays(t *testing.T) {
 			proxy := startProxy(t, func(c *proxyConn) {
 				c.SetDeadline(time.Now().Add(limit))
 				c.readHead()
-				io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\n")
+				c.say("HTTP/1.1 200 OK\r\n\r\n")
 				if clientFirst {
 					got, err := io.ReadAll(c.in)
 					fmt.Fprintf(c, "got %s %v", got, err)
 					return
 				}
-				io.WriteString(c, "bye")
-				c.CloseWrite()
+				c.say("bye")
+				closeWrite(t, c)
 				expect(t, c.in, "still here")
 				expectEOF(t, c.in)
 			})
@@ -329,7 +345,7 @@ func TestTunnelHalfClosesBothWays(t *testing.T) {
 			expect(t, c, "HTTP/1.1 200 OK\r\n\r\n")
 			if clientFirst {
 				send(t, c, "question")
-				c.CloseWrite()
+				closeWrite(t, c)
 				expect(t, c, "got question <nil>")
 				expectEOF(t, c)
 				return
@@ -337,7 +353,7 @@ func TestTunnelHalfClosesBothWays(t *testing.T) {
 			expect(t, c, "bye")
 			expectEOF(t, c)
 			send(t, c, "still here")
-			c.CloseWrite()
+			closeWrite(t, c)
 		})
 	}
 }
@@ -350,14 +366,14 @@ func TestTunnelMovesManyBytesUnharmed(t *testing.T) {
 	}
 	proxy := startProxy(t, func(c *proxyConn) {
 		c.readHead()
-		io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\n")
-		io.Copy(c, c.in)
+		c.say("HTTP/1.1 200 OK\r\n\r\n")
+		_, _ = io.Copy(c, c.in)
 	})
 	s := startRelay(t, relay.Config{Proxy: proxy, TokenFile: newSecret(t, "t1").path()})
 	c := dial(t, s.Addr())
 	send(t, c, "CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n\r\n")
 	expect(t, c, "HTTP/1.1 200 OK\r\n\r\n")
-	go func() { c.Write(payload); c.CloseWrite() }()
+	go func() { _, _ = c.Write(payload); closeWrite(t, c) }()
 	got, err := io.ReadAll(c)
 	if err != nil || !bytes.Equal(got, payload) {
 		t.Fatalf("got %d bytes, %v; equal %v", len(got), err, bytes.Equal(got, payload))
@@ -371,9 +387,9 @@ func TestUpgrade(t *testing.T) {
 			if head := c.readHead(); !strings.Contains(head, "Upgrade: websocket\r\n") || !strings.Contains(head, "Connection: Upgrade, close\r\n") {
 				t.Errorf("head %q", head)
 			}
-			io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+			c.say("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
 			expect(t, c.in, "ping")
-			io.WriteString(c, "pong")
+			c.say("pong")
 		})
 		s := startRelay(t, relay.Config{Proxy: proxy, TokenFile: newSecret(t, "t1").path()})
 		c := dial(t, s.Addr())
@@ -386,7 +402,7 @@ func TestUpgrade(t *testing.T) {
 	t.Run("refused ends like any response", func(t *testing.T) {
 		proxy := startProxy(t, func(c *proxyConn) {
 			c.readHead()
-			io.WriteString(c, "HTTP/1.1 403 Egress-Blocked path_not_allowed\r\nContent-Length: 0\r\n\r\n")
+			c.say("HTTP/1.1 403 Egress-Blocked path_not_allowed\r\nContent-Length: 0\r\n\r\n")
 		})
 		s := startRelay(t, relay.Config{Proxy: proxy, TokenFile: newSecret(t, "t1").path()})
 		c := dial(t, s.Addr())
@@ -406,8 +422,8 @@ func TestGoClientThroughAGoProxy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	go proxy.Serve(l)
-	t.Cleanup(func() { proxy.Close() })
+	go func() { _ = proxy.Serve(l) }()
+	t.Cleanup(func() { _ = proxy.Close() })
 
 	s := startRelay(t, relay.Config{Proxy: l.Addr().(*net.TCPAddr).AddrPort(), TokenFile: newSecret(t, "t1").path()})
 	transport := &http.Transport{Proxy: http.ProxyURL(&url.URL{Scheme: "http", Host: s.Addr().String()})}
@@ -434,7 +450,7 @@ func TestResponsesStream(t *testing.T) {
 	next := make(chan struct{})
 	proxy := startProxy(t, func(c *proxyConn) {
 		c.readHead()
-		io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
+		c.say("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
 		for i := range 3 {
 			fmt.Fprintf(c, "data: %d\n\n", i)
 			<-next
@@ -454,9 +470,9 @@ func TestResponsesStream(t *testing.T) {
 func TestInformationalResponsesPassAndTheBodyFollows(t *testing.T) {
 	proxy := startProxy(t, func(c *proxyConn) {
 		c.readHead()
-		io.WriteString(c, "HTTP/1.1 100 Continue\r\n\r\n")
+		c.say("HTTP/1.1 100 Continue\r\n\r\n")
 		expect(t, c.in, "body")
-		io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+		c.say("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 	})
 	s := startRelay(t, relay.Config{Proxy: proxy, TokenFile: newSecret(t, "t1").path()})
 	c := dial(t, s.Addr())
@@ -471,7 +487,7 @@ func TestRotatedTokenIsUsedForTheNextRequest(t *testing.T) {
 	heads := make(chan string, 2)
 	proxy := startProxy(t, func(c *proxyConn) {
 		heads <- c.readHead()
-		io.WriteString(c, "HTTP/1.1 204 OK\r\n\r\n")
+		c.say("HTTP/1.1 204 OK\r\n\r\n")
 	})
 	secret := newSecret(t, "t1")
 	s := startRelay(t, relay.Config{Proxy: proxy, TokenFile: secret.path()})
@@ -518,21 +534,21 @@ func TestRetriesA407OnceWhenTheTokenChanged(t *testing.T) {
 				n := attempts.Add(1)
 				head := c.readHead()
 				if tc.accept && strings.Contains(head, authorization("t2")) {
-					io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\n")
-					io.CopyN(c, c.in, int64(tc.body))
+					c.say("HTTP/1.1 200 OK\r\n\r\n")
+					_, _ = io.CopyN(c, c.in, int64(tc.body))
 					return
 				}
 				if tc.body > 5 {
-					io.CopyN(io.Discard, c.in, int64(tc.body))
+					_, _ = io.CopyN(io.Discard, c.in, int64(tc.body))
 				}
 				if tc.rotate {
 					secret.rotate(t, fmt.Sprintf("t%d", n+1))
 				}
-				io.WriteString(c, refusal)
+				c.say(refusal)
 			})
 			s := startRelay(t, relay.Config{Proxy: proxy, TokenFile: secret.path()})
 			c := dial(t, s.Addr())
-			go io.WriteString(c, tc.request)
+			go func() { _, _ = io.WriteString(c, tc.request) }()
 			expect(t, c, tc.want)
 			if got := attempts.Load(); got != tc.attempts {
 				t.Errorf("the proxy was asked %d times, want %d", got, tc.attempts)
@@ -543,7 +559,7 @@ func TestRetriesA407OnceWhenTheTokenChanged(t *testing.T) {
 
 func TestOwnAnswersSayWhatIsWrong(t *testing.T) {
 	closed := startProxy(t, func(*proxyConn) {})
-	garbage := startProxy(t, func(c *proxyConn) { c.readHead(); io.WriteString(c, "SSH-2.0-x\r\n\r\n") })
+	garbage := startProxy(t, func(c *proxyConn) { c.readHead(); c.say("SSH-2.0-x\r\n\r\n") })
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -579,7 +595,7 @@ func TestOwnAnswersSayWhatIsWrong(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := startRelay(t, relay.Config{Proxy: tc.proxy, TokenFile: newSecret(t, tc.token).path()})
 			c := dial(t, s.Addr())
-			go io.WriteString(c, tc.request)
+			go func() { _, _ = io.WriteString(c, tc.request) }()
 			resp, err := http.ReadResponse(bufio.NewReader(c), nil)
 			if err != nil {
 				t.Fatal(err)
@@ -634,11 +650,11 @@ func TestConnectionsBeyondTheLimitWait(t *testing.T) {
 	proxy := startProxy(t, func(c *proxyConn) {
 		c.readHead()
 		<-release
-		io.WriteString(c, "HTTP/1.1 204 OK\r\n\r\n")
+		c.say("HTTP/1.1 204 OK\r\n\r\n")
 	})
 	// Each listener holds a slot while it accepts.
 	s := startRelay(t, relay.Config{Proxy: proxy, TokenFile: newSecret(t, "t1").path(), MaxConnections: 3})
-	conns := make([]*net.TCPConn, 5)
+	conns := make([]tcpConn, 5)
 	for i := range conns {
 		conns[i] = dial(t, s.Addr())
 		send(t, conns[i], "GET http://example.com/ HTTP/1.1\r\nHost: example.com\r\n\r\n")
@@ -653,8 +669,8 @@ func TestConnectionsBeyondTheLimitWait(t *testing.T) {
 func TestShutdownCutsWhatDoesNotDrain(t *testing.T) {
 	proxy := startProxy(t, func(c *proxyConn) {
 		c.readHead()
-		io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\n")
-		io.Copy(io.Discard, c.in)
+		c.say("HTTP/1.1 200 OK\r\n\r\n")
+		_, _ = io.Copy(io.Discard, c.in)
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()

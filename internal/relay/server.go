@@ -66,7 +66,7 @@ func (c Config) withDefaults() (Config, error) {
 type Server struct {
 	cfg       Config
 	token     tokenFile
-	listeners []*net.TCPListener
+	listeners []net.Listener
 	slots     chan struct{}
 	open      sync.WaitGroup
 	// A sandbox must not be able to fill the log.
@@ -90,11 +90,11 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen on loopback: %w", err)
 	}
-	s.listeners = append(s.listeners, v4.(*net.TCPListener))
+	s.listeners = append(s.listeners, v4)
 	v6, err := lc.Listen(ctx, "tcp6", net.JoinHostPort("::1", strconv.Itoa(int(s.Addr().Port()))))
 	switch {
 	case err == nil:
-		s.listeners = append(s.listeners, v6.(*net.TCPListener))
+		s.listeners = append(s.listeners, v6)
 	case noIPv6(err):
 	default:
 		v4.Close()
@@ -157,18 +157,18 @@ func (s *Server) Serve(ctx context.Context) error {
 	return err
 }
 
-func (s *Server) accept(ctx, conns context.Context, l *net.TCPListener) error {
+func (s *Server) accept(ctx, conns context.Context, l net.Listener) error {
 	for {
 		select {
 		case s.slots <- struct{}{}:
 		case <-ctx.Done():
 			return nil
 		}
-		c, err := l.AcceptTCP()
+		c, err := l.Accept()
 		if err != nil {
 			<-s.slots
 			if ctx.Err() != nil {
-				return nil
+				return nil //nolint:nilerr // closed by Serve
 			}
 			if !temporary(err) {
 				return fmt.Errorf("accept: %w", err)
@@ -186,7 +186,7 @@ func (s *Server) accept(ctx, conns context.Context, l *net.TCPListener) error {
 			defer s.open.Done()
 			defer func() { <-s.slots }()
 			defer c.Close()
-			x := &exchange{s: s, client: c, in: bufio.NewReader(c)}
+			x := &exchange{s: s, client: c.(conn), in: bufio.NewReader(c)}
 			if err := x.run(conns); err != nil {
 				s.log("exchange", err)
 			}
@@ -212,14 +212,14 @@ func (s *Server) log(what string, err error) {
 
 // dial reaches the proxy. A refused connection is tried again: while a replica goes, its
 // endpoint may still be there for a moment.
-func (s *Server) dial(ctx context.Context) (*net.TCPConn, error) {
+func (s *Server) dial(ctx context.Context) (conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.DialTimeout)
 	defer cancel()
 	var d net.Dialer
 	for attempt := 0; ; attempt++ {
 		c, err := d.DialContext(ctx, "tcp", s.cfg.Proxy.String())
 		if err == nil {
-			return c.(*net.TCPConn), nil
+			return c.(conn), nil
 		}
 		if attempt == 2 || !errors.Is(err, syscall.ECONNREFUSED) {
 			return nil, err

@@ -151,6 +151,18 @@ var _ = Describe("Without any webhook the admission policies", func() {
 			Expect(bind(metav1.ObjectMeta{Annotations: map[string]string{v1alpha1.IDKey: "zzzzzzzzzzzzzzzzzzzz"}})).To(ContainSubstring("a Binding may not set"))
 			Expect(bind(metav1.ObjectMeta{Annotations: map[string]string{"scheduler": "1"}})).To(BeEmpty())
 		})
+		It("the images of relay and gate, but not those of its own", func(ctx SpecContext) {
+			relayed := injected(ns)
+			relayed.Spec.InitContainers = []corev1.Container{{Name: "egress-relay", Image: "good"}, {Name: "own", Image: "good"}}
+			Expect(k8s.Create(ctx, relayed)).To(Succeed())
+			evil := relayed.DeepCopy()
+			evil.Spec.InitContainers[0].Image = "evil"
+			Expect(message(k8s.Patch(ctx, evil, client.MergeFrom(relayed)))).To(ContainSubstring("images of egress-gate and egress-relay cannot change"))
+			own := relayed.DeepCopy()
+			own.Spec.InitContainers[1].Image = "better"
+			own.Spec.Containers[0].Image = "better"
+			Expect(k8s.Patch(ctx, own, client.MergeFrom(relayed))).To(Succeed())
+		})
 		It("but let everything else change", func(ctx SpecContext) {
 			Expect(patch(ctx, k8s, func(p *corev1.Pod) {
 				p.Labels["team"] = "a"

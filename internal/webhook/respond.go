@@ -31,7 +31,6 @@ const (
 	reasonAnnotation  reason = "annotation"  // the user's annotations are wrong
 	reasonUninjected  reason = "uninjected"  // injection is missing or was undone
 	reasonBadPolicy   reason = "policy"      // an invalid SandboxEgress
-	reasonImmutable   reason = "immutable"   // a managed key was changed
 	reasonInternal    reason = "internal"    // a failure of the operator
 )
 

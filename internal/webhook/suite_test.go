@@ -138,11 +138,11 @@ func applyAdmissionPolicies(ctx context.Context) {
 		docs := utilyaml.NewYAMLOrJSONDecoder(bytes.NewReader(raw), 4096)
 		for {
 			obj := &unstructured.Unstructured{}
-			if err := docs.Decode(obj); errors.Is(err, io.EOF) {
+			err := docs.Decode(obj)
+			if errors.Is(err, io.EOF) {
 				break
-			} else {
-				Expect(err).NotTo(HaveOccurred(), file)
 			}
+			Expect(err).NotTo(HaveOccurred(), file)
 			if obj.GetKind() == "Kustomization" || len(obj.Object) == 0 {
 				continue
 			}

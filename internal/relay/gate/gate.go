@@ -32,11 +32,11 @@ const (
 )
 
 var (
-	// ErrProxyUnreachable: the proxy did not answer.
+	// ErrProxyUnreachable means that the proxy did not answer.
 	ErrProxyUnreachable = errors.New("the egress proxy is not reachable")
-	// ErrNotEnforced: the canary could be reached.
+	// ErrNotEnforced means that the canary could be reached.
 	ErrNotEnforced = errors.New("NetworkPolicy is not enforced for this pod")
-	// ErrInconclusive: the attempts failed for a reason that proves nothing.
+	// ErrInconclusive means that the attempts failed for a reason that proves nothing.
 	ErrInconclusive = errors.New("the start gate could not tell")
 )
 
