@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -39,6 +40,8 @@ func TestMain(m *testing.M) {
 		os.Exit(Main(context.Background(), "test", os.Args[1:], os.Stderr))
 	case "pid1": // the program as PID 1: this process is the first of new namespaces
 		os.Exit(becomePID1(os.Args[1:]))
+	case "hold": // local connections that do nothing, until stdin ends
+		os.Exit(helperHold(os.Args[1]))
 	case "get": // an HTTP client, for another network namespace
 		os.Exit(helperGet(os.Args[1], os.Args[2]))
 	}
@@ -66,6 +69,27 @@ func becomePID1(args []string) int {
 	}
 	fmt.Fprintln(os.Stderr, "become PID 1:", err)
 	return 1
+}
+
+func helperHold(addr string) int {
+	var conns []net.Conn
+	for range 40 {
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		conns = append(conns, c)
+	}
+	fmt.Println("held", len(conns))
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	return 0
+}
+
+// helperEnviron is the environment of a helper; the race detector would make it
+// wait a second before it exits.
+func helperEnviron(part string) []string {
+	return append(os.Environ(), helperEnv+"="+part, "GORACE=atexit_sleep_ms=0")
 }
 
 func helperGet(url, token string) int {
@@ -381,14 +405,14 @@ func startRemote(t testing.TB, o remoteOptions) *remote {
 		args = append(args, "-restrict-localhost=false")
 	}
 	args = append(args, o.args...)
-	env := append(os.Environ(), helperEnv+"=server")
+	env := helperEnviron("server")
 	argv := append([]string{os.Args[0]}, args...)
 	if o.binary != "" {
 		argv[0] = o.binary
 	}
 	if o.pid1 {
 		needRoot(t)
-		env = append(os.Environ(), helperEnv+"=pid1")
+		env = helperEnviron("pid1")
 		argv = append([]string{os.Args[0], binary(t)}, args...)
 	}
 	if o.netns != "" {

@@ -1,6 +1,7 @@
 package process
 
 import (
+	"bufio"
 	"bytes"
 	"fmt"
 	"io"
@@ -14,8 +15,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/sandbox-egress/sandbox-egress/internal/process/frame"
 	"github.com/sandbox-egress/sandbox-egress/internal/process/limit"
@@ -394,11 +393,11 @@ func TestLocalCallersAreRefusedAndOthersServed(t *testing.T) {
 	ip("-n", inside, "link", "set", "other", "up")
 
 	// On ::, IPv4 arrives in its v4-mapped form.
-	startRemote(t, remoteOptions{netns: inside, addr: "[::]:8080", keepLock: true})
+	startRemote(t, remoteOptions{netns: inside, addr: "[::]:8080", keepLock: true, args: []string{"-max-connections", "8"}})
 	call := func(ns, host string) string {
 		t.Helper()
 		cmd := exec.Command("nsenter", "--net=/var/run/netns/"+ns, os.Args[0], "http://"+host+":8080/execute", testToken)
-		cmd.Env = append(os.Environ(), helperEnv+"=get")
+		cmd.Env = helperEnviron("get")
 		out, err := cmd.CombinedOutput()
 		if err != nil {
 			t.Errorf("call %s: %v: %s", host, err, out)
@@ -416,18 +415,26 @@ func TestLocalCallersAreRefusedAndOthersServed(t *testing.T) {
 		}
 	}
 	// Local connections do not use up the others' places.
-	hold := exec.Command("nsenter", "--net=/var/run/netns/"+inside, "sh", "-c", "for i in $(seq 40); do (sleep 3 | nc 198.51.100.1 8080 >/dev/null 2>&1) & done; wait")
-	if _, err := exec.LookPath("nc"); err == nil {
-		hold.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-		if err := hold.Start(); err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(300 * time.Millisecond)
-		if got := call(outside, "198.51.100.1"); !strings.HasPrefix(got, "200 ") {
-			t.Errorf("while local connections are held: %s", got)
-		}
-		_ = unix.Kill(-hold.Process.Pid, unix.SIGKILL)
-		_ = hold.Wait()
+	hold := exec.Command("nsenter", "--net=/var/run/netns/"+inside, os.Args[0], "198.51.100.1:8080")
+	hold.Env = helperEnviron("hold")
+	stdin, err := hold.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := hold.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := hold.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = stdin.Close(); _ = hold.Wait() }()
+	if _, err := bufio.NewReader(stdout).ReadString('\n'); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	if got := call(outside, "198.51.100.1"); !strings.HasPrefix(got, "200 ") || time.Since(begin) > 1500*time.Millisecond {
+		t.Errorf("while local connections are held, after %v: %s", time.Since(begin), got)
 	}
 }
 

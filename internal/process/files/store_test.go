@@ -361,6 +361,11 @@ func TestSpecialFilesAreRefusedWithoutWaiting(t *testing.T) {
 		if _, err := read(t, s, name); !errors.Is(err, ErrNotRegular) {
 			t.Errorf("%s: %v", name, err)
 		}
+		for _, below := range []string{name, name + "/sub"} {
+			if _, err := s.Put(below+"/f", strings.NewReader("x"), PutOptions{Mode: 0o644}); !errors.Is(err, unix.ENOTDIR) {
+				t.Errorf("write below %s: %v", below, err)
+			}
+		}
 	}
 }
 

@@ -109,7 +109,7 @@ func (b *rlimits) Info() Info {
 			fmt.Sprintf("resident memory of the tree, looked at every %v; RLIMIT_DATA holds each process at %d bytes", b.interval, b.dataLimit())),
 		CPU: enforced(l.CPUShares, "nothing", "CPU shares need a cgroup"),
 		PIDs: enforced(l.PIDs, "watchdog",
-			fmt.Sprintf("tasks of the tree, looked at every %v; RLIMIT_NPROC holds each user but root", b.interval)),
+			fmt.Sprintf("tasks of the tree, looked at every %v, an eighth over is let pass; RLIMIT_NPROC holds each user but root", b.interval)),
 	}
 	if !b.ptrace {
 		i.Notes = append(i.Notes, "ptrace(2) is not allowed here: resource limits apply a moment after a process has started")
@@ -192,7 +192,9 @@ func (b *rlimits) look() {
 		if m := b.limits.MemoryBytes; m > 0 && rss > m && resident(procs) > m {
 			s.verdict.OOM = true
 		}
-		if b.limits.PIDs > 0 && tasks > b.limits.PIDs {
+		// A table that is read while processes come and go counts some twice, so an
+		// eighth is let pass; RLIMIT_NPROC is exact.
+		if p := b.limits.PIDs; p > 0 && tasks > p+p/8 {
 			s.verdict.PIDs = true
 		}
 		if s.verdict.OOM || s.verdict.PIDs {
