@@ -111,9 +111,20 @@ func TestOperationsExplainsEveryReasonOnTheWire(t *testing.T) {
 	}
 }
 
+func TestOperationsExplainsEveryReasonOfACondition(t *testing.T) {
+	text := operations(t)
+	for _, r := range stringConstants(t, "controllers/sandboxegress/status.go", "Reason") {
+		if !strings.Contains(text, "`"+r+"`") {
+			t.Errorf("docs/operations.md does not explain the condition's reason %q", r)
+		}
+	}
+}
+
 func TestOperationsExplainsEveryEventOnAPod(t *testing.T) {
 	text := operations(t)
-	for _, e := range stringConstants(t, "controllers/pod/notify.go", "Event") {
+	events := stringConstants(t, "controllers/pod/notify.go", "Event")
+	events = append(events, stringConstants(t, "internal/policy/kube/denials.go", "EventReason")...)
+	for _, e := range events {
 		if !strings.Contains(text, "`"+e+"`") {
 			t.Errorf("docs/operations.md does not explain the Event %q", e)
 		}
