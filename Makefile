@@ -10,7 +10,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 BINARIES := manager egress-proxy egress-relay egressctl sandbox-api
 
 # Packages that need a kube-apiserver and etcd (KUBEBUILDER_ASSETS).
-ENVTEST_PKGS := ./api/... ./controllers/... ./internal/webhook/... ./internal/policy/kube/... ./internal/managercmd/...
+ENVTEST_PKGS := ./api/... ./controllers/... ./internal/webhook/... ./internal/policy/kube/... ./internal/managercmd/... ./test/chart/install
 # Packages that need a cluster, root, or minutes of peers: they have targets of their own.
 OWN_TARGET   := /test/(e2e|perf|clients|cluster/node)
 
@@ -69,7 +69,7 @@ test-unit: $(BIN)/helm ## Unit tests and attack vectors
 	$(GO) test -race -timeout 15m $$($(GO) list ./... | grep -vE '$(OWN_TARGET)' | grep -vxF "$$($(GO) list $(ENVTEST_PKGS))")
 
 .PHONY: test-envtest
-test-envtest: ## Tests against a real kube-apiserver; honours KUBEBUILDER_ASSETS
+test-envtest: $(BIN)/helm ## Tests against a real kube-apiserver; honours KUBEBUILDER_ASSETS
 	@assets="$${KUBEBUILDER_ASSETS:-}"; \
 	if [ -z "$$assets" ]; then assets=$$($(GO) run ./test/cluster build --only envtest --print-dir); fi; \
 	KUBEBUILDER_ASSETS="$$assets" $(GO) test -race -p 1 -timeout 20m $(ENVTEST_PKGS)
