@@ -26,6 +26,14 @@ func get[T client.Object](ctx context.Context, o T, ns, name string) (T, error) 
 }
 
 var _ = Describe("The chart", Ordered, func() {
+	It("refuses to install admission policies whose kind is not there", func(ctx SpecContext) {
+		out, err := helm(ctx, "install", release, chart, "--create-namespace", "--set", "crds.install=false")
+		Expect(err).To(HaveOccurred())
+		Expect(out).To(ContainSubstring("crds.install is false"))
+		_, err = get(ctx, new(admissionv1.ValidatingAdmissionPolicy), "", "sandbox-egress-isolation")
+		Expect(apierrors.IsNotFound(err)).To(BeTrue(), "%v", err)
+	})
+
 	It("installs into a namespace of its own", func(ctx SpecContext) {
 		out, err := helm(ctx, "install", release, chart, "--create-namespace")
 		Expect(err).NotTo(HaveOccurred(), out)
@@ -105,6 +113,9 @@ var _ = Describe("The chart", Ordered, func() {
 		Expect(apierrors.IsNotFound(err)).To(BeTrue(), "webhooks without an operator would stop every sandbox: %v", err)
 		_, err = get(ctx, new(admissionv1.ValidatingAdmissionPolicy), "", "sandbox-egress-isolation")
 		Expect(apierrors.IsNotFound(err)).To(BeTrue(), "%v", err)
+		Eventually(func() error {
+			return k8s.Create(ctx, pod("ordinary", nil), client.DryRunAll)
+		}).WithContext(ctx).WithTimeout(20 * time.Second).Should(Succeed())
 	})
 
 	It("takes the CRD and the policies over when it is installed again", func(ctx SpecContext) {
