@@ -1,0 +1,3 @@
+import axios from 'axios';
+
+console.log((await axios.get(process.argv[2])).data);
