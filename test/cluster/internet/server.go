@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -34,14 +35,20 @@ type Config struct {
 	Control string
 	// Hosts and Resolvers are the addresses to listen on.
 	Hosts, Resolvers []string
+	// PortOffset is added to every port, so that a test needs no privilege.
+	PortOffset int
 }
 
 var (
-	httpPorts  = []string{"80", "8080"}
-	httpsPorts = []string{"443", "8443"}
-	tcpPorts   = []string{"7", "22", "5432"}
-	udpPorts   = []string{"7", "443"}
+	httpPorts  = []int{80, 8080}
+	httpsPorts = []int{443, 8443}
+	tcpPorts   = []int{7, 22, 5432}
+	udpPorts   = []int{7, 443}
 )
+
+func (c Config) address(host string, port int) string {
+	return net.JoinHostPort(host, strconv.Itoa(port+c.PortOffset))
+}
 
 // Serve runs all servers until ctx ends. ready is called once everything
 // listens.
@@ -101,28 +108,28 @@ func (s *servers) listen(ctx context.Context) error {
 	site := Handler(s.config.Log, s.config.GitBackend, s.config.GitRoot)
 	for _, host := range s.config.Hosts {
 		for _, port := range httpPorts {
-			if err := s.serveHTTP(ctx, net.JoinHostPort(host, port), site, nil); err != nil {
+			if err := s.serveHTTP(ctx, s.config.address(host, port), site, nil); err != nil {
 				return err
 			}
 		}
 		for _, port := range httpsPorts {
-			if err := s.serveHTTP(ctx, net.JoinHostPort(host, port), site, s.certificate); err != nil {
+			if err := s.serveHTTP(ctx, s.config.address(host, port), site, s.certificate); err != nil {
 				return err
 			}
 		}
 		for _, port := range tcpPorts {
-			if err := s.serveTCP(ctx, net.JoinHostPort(host, port)); err != nil {
+			if err := s.serveTCP(ctx, s.config.address(host, port)); err != nil {
 				return err
 			}
 		}
 		for _, port := range udpPorts {
-			if err := s.serveUDP(ctx, net.JoinHostPort(host, port)); err != nil {
+			if err := s.serveUDP(ctx, s.config.address(host, port)); err != nil {
 				return err
 			}
 		}
 	}
 	for _, host := range s.config.Resolvers {
-		if err := s.serveDNS(ctx, net.JoinHostPort(host, "53")); err != nil {
+		if err := s.serveDNS(ctx, s.config.address(host, 53)); err != nil {
 			return err
 		}
 	}

@@ -53,14 +53,21 @@ func openQueue(ctx context.Context, number uint16, engine *networkpolicy.PolicyE
 	return queue, nil
 }
 
-func allowed(ctx context.Context, engine *networkpolicy.PolicyEngine, id uint32, payload []byte) bool {
+func allowed(ctx context.Context, engine *networkpolicy.PolicyEngine, id uint32, payload []byte) (ok bool) {
+	defer func() {
+		// Upstream's parser indexes a TCP header without checking its length.
+		if cause := recover(); cause != nil {
+			klog.ErrorS(nil, "dropping a packet that broke the parser", "packet", id, "cause", cause)
+			ok = false
+		}
+	}()
 	packet, err := network.ParsePacket(payload)
 	if err != nil {
 		klog.ErrorS(err, "dropping a packet that cannot be parsed", "packet", id)
 		return false
 	}
 	packet.ID = id
-	ok, err := engine.EvaluatePacket(ctx, &packet)
+	ok, err = engine.EvaluatePacket(ctx, &packet)
 	if err != nil {
 		klog.ErrorS(err, "dropping a packet that cannot be judged", "packet", packet)
 		return false
