@@ -88,7 +88,7 @@ func Check(ctx context.Context, mayInstall bool, log func(string)) error {
 	if err != nil {
 		return fmt.Errorf("this kernel is too old: Linux 5.3 or newer is needed (pidfd_open: %w)", err)
 	}
-	unix.Close(fd)
+	_ = unix.Close(fd)
 
 	missing := missingPackages(requirements())
 	if len(missing) == 0 {

@@ -119,7 +119,9 @@ func start(t *testing.T) (*Client, *pki.Authority) {
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
-		log.Close()
+		if err := log.Close(); err != nil {
+			t.Error(err)
+		}
 	})
 	select {
 	case <-ready:
@@ -260,7 +262,9 @@ func site(t *testing.T) (*httptest.Server, string) {
 	t.Cleanup(func() {
 		server.Close()
 		http.DefaultClient.CloseIdleConnections()
-		log.Close()
+		if err := log.Close(); err != nil {
+			t.Error(err)
+		}
 	})
 	return server, path
 }
@@ -334,7 +338,7 @@ func TestWebSocketEchoes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.CloseNow()
+	defer func() { _ = conn.CloseNow() }()
 	if err := conn.Write(ctx, websocket.MessageText, []byte("hello")); err != nil {
 		t.Fatal(err)
 	}
@@ -352,7 +356,11 @@ func TestReadEvents(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer log.Close()
+	t.Cleanup(func() {
+		if err := log.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 	log.now = func() time.Time { now = now.Add(time.Second); return now }
 	for _, name := range []string{"first", "second"} {

@@ -18,10 +18,14 @@ type Kind string
 const (
 	// KindConnect is an accepted TCP connection, before any byte is read.
 	KindConnect Kind = "connect"
-	KindHTTP    Kind = "http"
-	KindTCP     Kind = "tcp" // bytes at a TCP echo server, when it closes
-	KindUDP     Kind = "udp"
-	KindDNS     Kind = "dns"
+	// KindHTTP is a request, with or without TLS, when its header is read.
+	KindHTTP Kind = "http"
+	// KindTCP is a connection to a TCP echo server, when it closes.
+	KindTCP Kind = "tcp"
+	// KindUDP is a datagram at a UDP echo server.
+	KindUDP Kind = "udp"
+	// KindDNS is a question at a DNS server.
+	KindDNS Kind = "dns"
 )
 
 // Event is one line of the log: something that reached the internet.

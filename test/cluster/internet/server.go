@@ -64,11 +64,11 @@ func Serve(ctx context.Context, c Config, ready func() error) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for _, run := range s.run {
 		group.Go(func() error {
-			err := run()
-			if ctx.Err() != nil {
-				return nil
+			// Closing it at the end makes it return an error, which is none.
+			if err := run(); ctx.Err() == nil {
+				return err
 			}
-			return err
+			return nil
 		})
 	}
 	group.Go(func() error {

@@ -34,7 +34,7 @@ func (c *Cluster) makeMounts(cluster namespaces.Of) error {
 		if err != nil {
 			return err
 		}
-		defer unix.Close(state)
+		defer func() { _ = unix.Close(state) }()
 		if err := unix.Mount("tmpfs", "/run", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
 			return fmt.Errorf("private /run: %w", err)
 		}
@@ -111,11 +111,11 @@ func (c *Cluster) snapshotter(cluster namespaces.Of) (string, error) {
 	err := cluster.Do(func() error {
 		merged := filepath.Join(probe, "merged")
 		options := fmt.Sprintf("lowerdir=%[1]s/lower,upperdir=%[1]s/upper,workdir=%[1]s/work", probe)
-		if unix.Mount("overlay", merged, "overlay", 0, options) != nil {
-			return nil
+		if unsupported := unix.Mount("overlay", merged, "overlay", 0, options); unsupported == nil {
+			name = "overlayfs"
+			return unix.Unmount(merged, 0)
 		}
-		name = "overlayfs"
-		return unix.Unmount(merged, 0)
+		return nil
 	})
 	return name, err
 }

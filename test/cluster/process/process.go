@@ -77,7 +77,7 @@ func (id ID) Signal(sig unix.Signal) error {
 	if err != nil {
 		return fmt.Errorf("pidfd_open %d: %w", id.PID, err)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	if !id.Alive() {
 		return os.ErrProcessDone
 	}

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -49,7 +50,7 @@ func run(ctx context.Context, ca, log, ready string, config internet.Config) (er
 	if config.Log, err = internet.OpenLog(log); err != nil {
 		return err
 	}
-	defer config.Log.Close()
+	defer func() { err = errors.Join(err, config.Log.Close()) }()
 	return internet.Serve(ctx, config, func() error {
 		tmp := filepath.Join(filepath.Dir(ready), ".ready-internet")
 		if err := os.WriteFile(tmp, nil, 0o644); err != nil {
