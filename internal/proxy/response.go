@@ -108,6 +108,9 @@ func (r *response) announcedLength() (string, bool) {
 // hopByHop are the fields that end at this proxy (RFC 9110 section 7.6.1). Everything that
 // starts with Proxy- goes with them, and whatever Connection names.
 func hopByHop(name string) bool {
+	if len(name) >= 6 && strings.EqualFold(name[:6], "Proxy-") {
+		return true
+	}
 	switch len(name) {
 	case 2:
 		return strings.EqualFold(name, "TE")
@@ -120,7 +123,7 @@ func hopByHop(name string) bool {
 	case 17:
 		return strings.EqualFold(name, "Transfer-Encoding")
 	}
-	return len(name) > 6 && strings.EqualFold(name[:6], "Proxy-")
+	return false
 }
 
 // namedByConnection collects the options of every Connection field.
