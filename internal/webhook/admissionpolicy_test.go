@@ -6,9 +6,11 @@ import (
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -48,6 +50,18 @@ var _ = Describe("Without any webhook the admission policies", func() {
 		other := injected(ns)
 		other.Annotations[v1alpha1.PolicyKey] = "tools"
 		Expect(message(k8s.Create(ctx, other))).To(ContainSubstring("but was not injected for it"))
+	})
+
+	It("never concern kube-system and the operator's namespace", func(ctx SpecContext) {
+		for _, name := range []string{"sandbox-egress-isolation", "sandbox-egress-binding"} {
+			var policy admissionregistrationv1.ValidatingAdmissionPolicy
+			Expect(k8s.Get(ctx, client.ObjectKey{Name: name}, &policy)).To(Succeed())
+			selector, err := metav1.LabelSelectorAsSelector(policy.Spec.MatchConstraints.NamespaceSelector)
+			Expect(err).NotTo(HaveOccurred())
+			for namespace, want := range map[string]bool{"kube-system": false, "sandbox-egress-system": false, "team-a": true} {
+				Expect(selector.Matches(labels.Set{corev1.LabelMetadataName: namespace})).To(Equal(want), namespace)
+			}
+		}
 	})
 
 	It("leave pods alone that no policy selects", func(ctx SpecContext) {
