@@ -250,7 +250,7 @@ func run(ctx context.Context, version string, o *options, log *slog.Logger) (err
 	}
 	stopping, stopSignals := signal.NotifyContext(ctx, unix.SIGTERM, unix.SIGINT)
 	defer stopSignals()
-	background, cancel := context.WithCancel(context.Background())
+	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
@@ -329,7 +329,7 @@ func openStore(dir string, a account) (*files.Store, error) {
 		uid, gid = int(a.cred.Uid), int(a.cred.Gid)
 	}
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
+		if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // users other than its owner may have to read there
 			return nil, err
 		}
 		if err := os.Chown(dir, uid, gid); err != nil {

@@ -18,7 +18,7 @@ const ndjson = "application/x-ndjson"
 // appendOutput appends an output event. Text goes as "data"; bytes that are not
 // UTF-8 (or cut a character) go as "data_base64", so that nothing is lost. seq is
 // the position after the event.
-func appendOutput(dst []byte, channel byte, data []byte, seq uint64) []byte {
+func appendOutput(dst []byte, channel byte, data []byte, seq int64) []byte {
 	dst = append(dst, `{"type":"`...)
 	if channel == frame.Stderr {
 		dst = append(dst, "stderr"...)
@@ -26,7 +26,7 @@ func appendOutput(dst []byte, channel byte, data []byte, seq uint64) []byte {
 		dst = append(dst, "stdout"...)
 	}
 	dst = append(dst, `","seq":`...)
-	dst = strconv.AppendUint(dst, seq, 10)
+	dst = strconv.AppendInt(dst, seq, 10)
 	if utf8.Valid(data) {
 		dst = append(dst, `,"data":"`...)
 		dst = appendEscaped(dst, data)
@@ -66,13 +66,13 @@ func appendEscaped(dst, data []byte) []byte {
 	return append(dst, data[start:]...)
 }
 
-func appendGapEvent(dst []byte, from, to uint64) []byte {
+func appendGapEvent(dst []byte, from, to int64) []byte {
 	dst = append(dst, `{"type":"gap","from":`...)
-	dst = strconv.AppendUint(dst, from, 10)
+	dst = strconv.AppendInt(dst, from, 10)
 	dst = append(dst, `,"to":`...)
-	dst = strconv.AppendUint(dst, to, 10)
+	dst = strconv.AppendInt(dst, to, 10)
 	dst = append(dst, `,"lost":`...)
-	dst = strconv.AppendUint(dst, to-from, 10)
+	dst = strconv.AppendInt(dst, to-from, 10)
 	return append(dst, "}\n"...)
 }
 
@@ -131,7 +131,7 @@ type eventSink struct {
 	fail   func()
 
 	mu        sync.Mutex
-	seq       uint64
+	seq       int64
 	sent      [3]int64 // by channel
 	truncated bool
 }
@@ -147,7 +147,7 @@ func (s *eventSink) Write(channel byte, p []byte) error {
 		}
 	}
 	s.sent[channel] += int64(len(p))
-	s.seq += uint64(len(p))
+	s.seq += int64(len(p))
 	err := s.events.emit(func(line []byte) []byte { return appendOutput(line, channel, p, s.seq) })
 	if err != nil {
 		s.fail()

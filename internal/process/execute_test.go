@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -141,7 +142,7 @@ func processGone(pid int) error {
 	deadline := time.Now().Add(10 * time.Second)
 	for {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		if err != nil || bytes.Contains(b, []byte(") Z ")) || bytes.Contains(b, []byte(") X ")) {
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) || bytes.Contains(b, []byte(") Z ")) || bytes.Contains(b, []byte(") X ")) {
 			return nil
 		}
 		if time.Now().After(deadline) {
@@ -290,7 +291,7 @@ func TestBodyAndConcurrencyCaps(t *testing.T) {
 	for _, path := range []string{"/execute", "/v1/processes"} {
 		resp := s.open("POST", path, strings.NewReader(`{"command":"true"}`))
 		_ = resp.Body.Close()
-		if resp.StatusCode != 429 || resp.Header.Get("Retry-After") == "" {
+		if resp.StatusCode != http.StatusTooManyRequests || resp.Header.Get("Retry-After") == "" {
 			t.Errorf("%s: %d, Retry-After %q", path, resp.StatusCode, resp.Header.Get("Retry-After"))
 		}
 	}

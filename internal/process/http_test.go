@@ -50,7 +50,7 @@ func TestEveryRouteButTheProbesNeedsTheToken(t *testing.T) {
 
 func TestTwoAuthorizationHeadersAreRefused(t *testing.T) {
 	s := startLocal(t, nil)
-	req, err := http.NewRequest("GET", s.base+"/v1/info", nil)
+	req, err := http.NewRequest(http.MethodGet, s.base+"/v1/info", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +60,7 @@ func TestTwoAuthorizationHeadersAreRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = resp.Body.Close()
-	if resp.StatusCode != 401 {
+	if resp.StatusCode != http.StatusUnauthorized {
 		t.Errorf("%d", resp.StatusCode)
 	}
 }
@@ -109,7 +109,7 @@ func TestTokenFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	allows := func(token string) bool {
-		r, err := http.NewRequest("GET", "/", nil)
+		r, err := http.NewRequest(http.MethodGet, "/", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -174,7 +174,7 @@ func TestFilesOverHTTP(t *testing.T) {
 	}
 	resp = s.open("HEAD", "/v1/files/dir/f.txt", nil)
 	_ = resp.Body.Close()
-	if resp.StatusCode != 200 || resp.ContentLength != 10 {
+	if resp.StatusCode != http.StatusOK || resp.ContentLength != 10 {
 		t.Errorf("HEAD: %d, %d bytes", resp.StatusCode, resp.ContentLength)
 	}
 	if status, b := s.do("GET", "/v1/files/dir", nil); status != 200 || !bytes.Contains(b, []byte(`"name":"f.txt","type":"file","size":10,"mode":"0600"`)) {

@@ -51,7 +51,7 @@ func (s *Server) execute(w http.ResponseWriter, r *http.Request) {
 		limit = req.MaxOutputBytes
 	}
 	out := &capture{limit: int(limit)}
-	p, err := s.manager.Start(kindExecute, req, out)
+	p, err := s.manager.Start(r.Context(), kindExecute, req, out)
 	if err != nil {
 		fail(w, err)
 		return
@@ -80,7 +80,7 @@ func (s *Server) executeStream(w http.ResponseWriter, r *http.Request, req *Requ
 	out := &eventSink{events: events, limit: req.MaxOutputBytes}
 	// The first output waits until the start event is out.
 	out.mu.Lock()
-	p, err := s.manager.Start(kindExecute, req, out)
+	p, err := s.manager.Start(r.Context(), kindExecute, req, out)
 	if err != nil {
 		out.mu.Unlock()
 		fail(w, err)

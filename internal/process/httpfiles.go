@@ -100,7 +100,7 @@ func etag(st fs.FileInfo) string {
 }
 
 func (s *Server) listDir(w http.ResponseWriter, r *http.Request, name string, dir *os.File) {
-	n, err := uintParam(r, "limit")
+	n, err := positionParam(r, "limit")
 	if err == nil && n > maxListLimit {
 		err = fieldErrorf("limit", "%d is more than %d", n, maxListLimit)
 	}

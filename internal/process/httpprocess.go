@@ -30,9 +30,9 @@ type processView struct {
 
 // outputView gives positions for ?since=.
 type outputView struct {
-	Oldest  uint64 `json:"oldest"`  // first byte that is still kept
-	Next    uint64 `json:"next"`    // number of bytes written so far
-	Dropped uint64 `json:"dropped"` // bytes no longer kept
+	Oldest  int64 `json:"oldest"`  // first byte that is still kept
+	Next    int64 `json:"next"`    // number of bytes written so far
+	Dropped int64 `json:"dropped"` // bytes no longer kept
 }
 
 func (p *Process) view(usage bool) processView {
@@ -64,7 +64,7 @@ func (s *Server) startProcess(w http.ResponseWriter, r *http.Request) {
 		fail(w, err)
 		return
 	}
-	p, err := s.manager.Start(kindProcess, req, nil)
+	p, err := s.manager.Start(r.Context(), kindProcess, req, nil)
 	if err != nil {
 		fail(w, err)
 		return

@@ -32,7 +32,7 @@ const (
 
 // stream is GET /v1/processes/{id}/stream.
 func (s *Server) stream(w http.ResponseWriter, r *http.Request, p *Process) {
-	since, err := uintParam(r, "since")
+	since, err := positionParam(r, "since")
 	var kill bool
 	if err == nil {
 		kill, err = boolParam(r, "kill_on_disconnect")
@@ -52,20 +52,20 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, p *Process) {
 	s.streamEvents(w, r, p, since, kill)
 }
 
-func uintParam(r *http.Request, name string) (uint64, error) {
+func positionParam(r *http.Request, name string) (int64, error) {
 	v := r.URL.Query().Get(name)
 	if v == "" {
 		return 0, nil
 	}
-	n, err := strconv.ParseUint(v, 10, 64)
-	if err != nil {
+	n, err := strconv.ParseInt(v, 10, 64)
+	if err != nil || n < 0 {
 		return 0, fieldErrorf(name, "%.30q is not a position (a number of bytes)", v)
 	}
 	return n, nil
 }
 
 // streamEvents sends the output as NDJSON.
-func (s *Server) streamEvents(w http.ResponseWriter, r *http.Request, p *Process, since uint64, kill bool) {
+func (s *Server) streamEvents(w http.ResponseWriter, r *http.Request, p *Process, since int64, kill bool) {
 	events := newEventWriter(w, s.cfg.WriteTimeout)
 	reader := p.log.NewReader(since)
 	defer reader.Close()
@@ -121,7 +121,7 @@ func emitText(events *eventWriter, c ring.Chunk) error {
 	if cut == 0 || cut == len(c.Data) {
 		return events.emit(func(l []byte) []byte { return appendOutput(l, c.Channel, c.Data, c.End) })
 	}
-	rest := uint64(len(c.Data) - cut)
+	rest := int64(len(c.Data) - cut)
 	return events.emit(func(l []byte) []byte {
 		l = appendOutput(l, c.Channel, c.Data[:cut], c.End-rest)
 		return appendOutput(l, c.Channel, c.Data[cut:], c.End)
@@ -143,7 +143,7 @@ func partialRune(b []byte) int {
 }
 
 // streamWebSocket speaks v5.channel.k8s.io both ways.
-func (s *Server) streamWebSocket(w http.ResponseWriter, r *http.Request, p *Process, since uint64, kill bool) {
+func (s *Server) streamWebSocket(w http.ResponseWriter, r *http.Request, p *Process, since int64, kill bool) {
 	if offered := offeredProtocols(r); len(offered) > 0 && !slices.Contains(offered, frame.Protocol) {
 		writeError(w, http.StatusBadRequest, apiError{Code: "invalid_request", Field: "Sec-WebSocket-Protocol",
 			Message: "only " + frame.Protocol + " is spoken here"})
@@ -184,7 +184,7 @@ type wsStream struct {
 }
 
 // run returns nil when the process' end was told, else why the client is gone.
-func (ws *wsStream) run(ctx context.Context, since uint64) error {
+func (ws *wsStream) run(ctx context.Context, since int64) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer ws.cancel()
@@ -208,7 +208,7 @@ func (ws *wsStream) run(ctx context.Context, since uint64) error {
 }
 
 // send copies the output to the client until the process has ended.
-func (ws *wsStream) send(ctx context.Context, since uint64) error {
+func (ws *wsStream) send(ctx context.Context, since int64) error {
 	reader := ws.process.log.NewReader(since)
 	defer reader.Close()
 	msg := make([]byte, 1+ws.server.cfg.WebSocketBuffer)

@@ -111,14 +111,13 @@ func (m *Manager) resolve(kind string, req *Request) (spec, error) {
 		return spec{}, err
 	}
 	s.env = childEnv(m.cfg.PassEnv, os.LookupEnv, s.account, req.TTY, req.Env)
-	field, name := "args[0]", ""
+	field := "args[0]"
+	s.argv = req.Args
 	if req.Command != "" {
-		field, name = "shell", cmp.Or(req.Shell, "/bin/sh")
-		s.argv = []string{name, "-c", req.Command}
-	} else {
-		name, s.argv = req.Args[0], req.Args
+		field = "shell"
+		s.argv = []string{cmp.Or(req.Shell, "/bin/sh"), "-c", req.Command}
 	}
-	if s.path, err = lookPath(field, name, s.dir, envValue(s.env, "PATH")); err != nil {
+	if s.path, err = lookPath(field, s.argv[0], s.dir, envValue(s.env, "PATH")); err != nil {
 		return spec{}, err
 	}
 	s.timeout = time.Duration(req.TimeoutMS) * time.Millisecond
@@ -143,8 +142,9 @@ func (m *Manager) resolve(kind string, req *Request) (spec, error) {
 }
 
 // Start runs a process. out is nil for a process whose output goes to a replay
-// log. Errors: *FieldError, ErrBusy, ErrDraining, or an internal one.
-func (m *Manager) Start(kind string, req *Request, out sink) (*Process, error) {
+// log. Errors: *FieldError, ErrBusy, ErrDraining, or an internal one. The process
+// outlives ctx.
+func (m *Manager) Start(ctx context.Context, kind string, req *Request, out sink) (*Process, error) {
 	s, err := m.resolve(kind, req)
 	if err != nil {
 		return nil, err
@@ -178,7 +178,7 @@ func (m *Manager) Start(kind string, req *Request, out sink) (*Process, error) {
 	m.mu.Unlock()
 	m.cfg.Metrics.started.WithLabelValues(kind).Inc()
 	m.cfg.Log.Info("process started", "id", p.id, "kind", kind, "pid", p.child.Pid(), "uid", s.account.uid)
-	m.run(p)
+	m.run(context.WithoutCancel(ctx), p)
 	if late {
 		// Drain has looked at the list already.
 		p.Kill(killShutdown, s.grace)
@@ -210,31 +210,31 @@ func (m *Manager) release() {
 }
 
 // run moves the streams and waits for the end, in the background.
-func (m *Manager) run(p *Process) {
+func (m *Manager) run(ctx context.Context, p *Process) {
 	var pumps, feeding sync.WaitGroup
 	for _, pump := range p.pumps {
 		pumps.Go(pump.run)
 	}
-	ctx, stop := context.WithCancel(context.Background())
+	running, stop := context.WithCancel(ctx)
 	if p.in != nil && len(p.spec.stdin) > 0 {
 		text := p.spec.stdin
 		p.spec.stdin = nil // freed when it is written
 		feeding.Go(func() {
-			if _, err := p.in.Write(ctx, text); err == nil && !p.spec.open {
-				_ = p.in.CloseWrite(ctx)
+			if _, err := p.in.Write(running, text); err == nil && !p.spec.open {
+				_ = p.in.CloseWrite(running)
 			}
 		})
 	}
 	go func() {
-		p.supervise()
+		p.supervise(ctx)
 		stop()
 		feeding.Wait()
-		empty := p.finish(m.cfg.Clock.Now(), &pumps)
+		empty := p.finish(ctx, m.cfg.Clock.Now(), &pumps)
 		m.ended(p)
 		if empty {
 			m.free(p)
 		} else {
-			go m.linger(p)
+			go m.linger(ctx, p)
 		}
 		close(p.done)
 		if empty {
@@ -254,7 +254,7 @@ func (m *Manager) free(p *Process) {
 
 // linger keeps the slot of a process whose descendants live on, until they are
 // gone or the server ends.
-func (m *Manager) linger(p *Process) {
+func (m *Manager) linger(ctx context.Context, p *Process) {
 	<-p.done
 	for {
 		empty, err := p.scope.Empty()
@@ -265,7 +265,7 @@ func (m *Manager) linger(p *Process) {
 		draining := m.draining
 		m.mu.Unlock()
 		if draining || !p.spec.keep {
-			if p.killAll() {
+			if p.killAll(ctx) {
 				break
 			}
 		}
@@ -299,13 +299,13 @@ func (m *Manager) forget(now time.Time) {
 		}
 	}
 	slices.SortFunc(ended, func(a, b *Process) int { return b.ended.Compare(a.ended) }) // newest first
-	kept := 0
+	kept := int64(0)
 	for i, p := range ended {
 		if i >= m.cfg.MaxExited || now.Sub(p.ended) >= m.cfg.Retain {
 			delete(m.byID, p.id)
 			continue
 		}
-		if kept += p.log.Stats().Memory; kept > m.cfg.RetainBytes {
+		if kept += p.log.Stats().Memory; kept > int64(m.cfg.RetainBytes) {
 			p.log.Discard()
 		}
 	}

@@ -155,7 +155,9 @@ func (p *Process) launch(r *reaper.Reaper, drain time.Duration, count func(byte,
 	}
 	defer io.closeChild()
 	p.child, err = r.Spawn(func() (int, error) {
-		return p.scope.Fork(sys, func() (int, error) { return syscall.ForkExec(p.spec.path, p.spec.argv, attr) })
+		return p.scope.Fork(sys, func() (int, error) {
+			return syscall.ForkExec(p.spec.path, p.spec.argv, attr) //nolint:gosec // to run what callers ask for is the purpose
+		})
 	})
 	if err != nil {
 		io.closeParent()
@@ -207,7 +209,7 @@ func closeAll(files []*os.File) {
 }
 
 // supervise runs until the process has ended, and hands over to finish.
-func (p *Process) supervise() {
+func (p *Process) supervise(ctx context.Context) {
 	var timeout, grace <-chan time.Time
 	if p.spec.timeout > 0 {
 		t := time.NewTimer(p.spec.timeout)
@@ -239,27 +241,27 @@ func (p *Process) supervise() {
 		case o := <-p.kills:
 			begin(o)
 		case <-grace:
-			p.killAll()
+			p.killAll(ctx)
 			grace = time.After(time.Second)
 		}
 	}
 }
 
-func (p *Process) killAll() bool {
+func (p *Process) killAll(ctx context.Context) bool {
 	_ = p.child.SignalGroup(unix.SIGKILL)
-	ctx, cancel := context.WithTimeout(context.Background(), killPatience)
+	ctx, cancel := context.WithTimeout(ctx, killPatience)
 	defer cancel()
 	return p.scope.Kill(ctx) == nil
 }
 
 // finish collects the end of a process whose main process has ended. It reports
 // whether the scope is empty.
-func (p *Process) finish(now time.Time, pumps *sync.WaitGroup) (empty bool) {
+func (p *Process) finish(ctx context.Context, now time.Time, pumps *sync.WaitGroup) (empty bool) {
 	if p.spec.keep {
 		e, err := p.scope.Empty()
 		empty = err == nil && e
 	} else {
-		empty = p.killAll()
+		empty = p.killAll(ctx)
 	}
 	for _, pump := range p.pumps {
 		pump.end()

@@ -101,7 +101,7 @@ func TestSignalReachesTheGroupOrTheProcessAlone(t *testing.T) {
 			for _, w := range tt.want {
 				want += len(w)
 			}
-			eventually(t, "signal is handled", func() bool { return p.log.Stats().Tail >= uint64(want) })
+			eventually(t, "signal is handled", func() bool { return p.log.Stats().Tail >= int64(want) })
 			time.Sleep(100 * time.Millisecond)
 			if status, _ := s.do("DELETE", "/v1/processes/"+v.ID+"?grace_ms=0", nil); status != 200 {
 				t.Errorf("DELETE %d", status)
@@ -278,7 +278,7 @@ func TestExitIsKeptTenMinutesAndThenForgotten(t *testing.T) {
 	wg.Go(func() { m.Run(ctx) })
 	defer wg.Wait()
 	defer cancel()
-	p, err := m.Start(kindProcess, &Request{Args: []string{"true"}}, nil)
+	p, err := m.Start(t.Context(), kindProcess, &Request{Args: []string{"true"}}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -316,7 +316,7 @@ func TestEndedProcessesAreBoundedInNumberAndOutput(t *testing.T) {
 		var v processView
 		decode(t, b, &v)
 		// 5000 bytes hold the output of the newest two.
-		if wantDropped := uint64(0); i == 2 {
+		if wantDropped := int64(0); i == 2 {
 			wantDropped = 2000
 			if v.Output.Dropped != wantDropped {
 				t.Errorf("process %d: %+v", i, v.Output)
@@ -335,7 +335,7 @@ func TestSlotAndScopeAreFreedWhenTheBackendFails(t *testing.T) {
 	cfg := s.manager.cfg
 	cfg.Backend = failingBackend{}
 	m := NewManager(cfg)
-	if _, err := m.Start(kindProcess, &Request{Args: []string{"true"}}, nil); err == nil {
+	if _, err := m.Start(t.Context(), kindProcess, &Request{Args: []string{"true"}}, nil); err == nil {
 		t.Error("started without limits")
 	}
 	if n := m.Running(); n != 0 {

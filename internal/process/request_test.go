@@ -239,7 +239,7 @@ func TestOutputEventsLoseNothing(t *testing.T) {
 			line := appendOutput(nil, frame.Stderr, data, 42)
 			var e struct {
 				Type string
-				Seq  uint64
+				Seq  int64
 				Data *string
 				B64  []byte `json:"data_base64"`
 			}

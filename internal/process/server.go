@@ -229,12 +229,13 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, drain time.Duration)
 		pending--
 	}
 	s.cfg.Log.Info("draining", "timeout", drain.String())
-	until, cancel := context.WithTimeout(context.Background(), drain)
+	after := context.WithoutCancel(ctx)
+	until, cancel := context.WithTimeout(after, drain)
 	// Kill grace, then KILL and a moment for the answers to be written.
 	patience := s.manager.cfg.KillGrace + 2*killPatience
 	err := s.manager.Drain(until, patience)
 	cancel()
-	stop, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	stop, cancel := context.WithTimeout(after, 5*time.Second)
 	defer cancel()
 	for _, srv := range servers {
 		if serr := srv.Shutdown(stop); serr != nil {

@@ -29,7 +29,7 @@ func resolveUser(s string) (account, error) {
 	}
 	name, group, hasGroup := strings.Cut(s, ":")
 	a := account{name: name, home: "/"}
-	uid, gid := -1, -1
+	var uid, gid int
 	var groups []uint32
 	u, err := user.Lookup(name)
 	if err != nil {

@@ -119,6 +119,6 @@ func AppendStatus(dst []byte, e Exit) []byte {
 }
 
 // AppendGap appends the Marker message for bytes [from, to) that were lost.
-func AppendGap(dst []byte, from, to uint64) []byte {
+func AppendGap(dst []byte, from, to int64) []byte {
 	return fmt.Appendf(append(dst, Marker), `{"type":"gap","from":%d,"to":%d,"lost":%d}`, from, to, to-from)
 }

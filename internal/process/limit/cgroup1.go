@@ -49,7 +49,7 @@ func OpenCgroup1(o Options) (Backend, error) {
 		if err == nil {
 			dir := filepath.Join(parent, name)
 			// Controllers that are mounted together share the directory.
-			if err = os.Mkdir(dir, 0o755); err == nil || errors.Is(err, os.ErrExist) {
+			if err = mkdir(dir); err == nil || errors.Is(err, os.ErrExist) {
 				b.dirs[c] = dir
 				continue
 			}
@@ -155,7 +155,7 @@ func (b *cgroup1) newSlot() (*slot1, error) {
 	name := randomName()
 	for c, parent := range b.dirs {
 		dir := filepath.Join(parent, name)
-		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		if err := mkdir(dir); err != nil && !errors.Is(err, os.ErrExist) {
 			return nil, errors.Join(fmt.Errorf("create cgroup: %w", err), s.removeDirs())
 		}
 		s.dirs[c] = dir
@@ -299,7 +299,8 @@ func (s *scope1) Usage() (Usage, error) {
 		return Usage{}, err
 	}
 	pids, err := readUint(s.slot.dirs["pids"] + "/pids.current")
-	return Usage{MemoryBytes: mem, PIDs: max(int(pids)-1, 0)}, err
+	// One of them is the thread of ours.
+	return Usage{MemoryBytes: mem, PIDs: max(pids, 1) - 1}, err
 }
 
 func (s *scope1) Kill(ctx context.Context) error {

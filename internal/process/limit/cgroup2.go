@@ -41,7 +41,9 @@ func OpenCgroup2(o Options) (Backend, error) {
 	return b, nil
 }
 
-func mkdir(dir string) error { return os.Mkdir(dir, 0o755) }
+func mkdir(dir string) error {
+	return os.Mkdir(dir, 0o755) //nolint:gosec // as container runtimes do; what may be read there is in /proc too
+}
 
 func (b *cgroup2) open() error {
 	have, err := os.ReadFile(filepath.Join(b.dir, "cgroup.controllers"))
@@ -217,7 +219,7 @@ func (s *scope2) Usage() (Usage, error) {
 		return Usage{}, err
 	}
 	pids, err := readUint(filepath.Join(s.dir, "pids.current"))
-	return Usage{MemoryBytes: mem, PIDs: int(pids)}, err
+	return Usage{MemoryBytes: mem, PIDs: pids}, err
 }
 
 func (s *scope2) Kill(ctx context.Context) error {

@@ -47,7 +47,7 @@ type Verdict struct {
 // Usage is what a tree uses now.
 type Usage struct {
 	MemoryBytes uint64 `json:"memory_bytes"`
-	PIDs        int    `json:"pids"`
+	PIDs        uint64 `json:"pids"`
 }
 
 // Backend makes scopes. Safe for concurrent use.

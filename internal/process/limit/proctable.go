@@ -12,7 +12,7 @@ import (
 type proc struct {
 	pid, ppid, session int
 	state              byte
-	threads            int
+	threads            uint64
 	start              uint64 // clock ticks after boot: with the pid, an identity
 	rss                uint64 // bytes
 }
@@ -36,16 +36,15 @@ func parseStat(b []byte, pageSize uint64) (proc, error) {
 	p.pid, errs[0] = strconv.Atoi(strings.TrimSpace(string(b[:open])))
 	p.ppid, errs[1] = strconv.Atoi(f[1])
 	p.session, errs[2] = strconv.Atoi(f[3])
-	p.threads, errs[3] = strconv.Atoi(f[17])
+	p.threads, errs[3] = strconv.ParseUint(f[17], 10, 31)
 	p.start, errs[4] = strconv.ParseUint(f[19], 10, 64)
 	if err := errors.Join(errs[:]...); err != nil {
 		return proc{}, errors.Join(errStat, err)
 	}
-	pages, err := strconv.ParseInt(f[21], 10, 64)
-	if err != nil || pages < 0 {
-		pages = 0
+	// Negative for a moment while counters of threads are summed up.
+	if pages, err := strconv.ParseUint(f[21], 10, 63); err == nil {
+		p.rss = pages * pageSize
 	}
-	p.rss = uint64(pages) * pageSize
 	return p, nil
 }
 
@@ -60,7 +59,7 @@ func readTable() (map[int]proc, error) {
 	if err != nil {
 		return nil, err
 	}
-	page := uint64(os.Getpagesize())
+	page := uint64(os.Getpagesize()) //nolint:gosec // positive
 	table := make(map[int]proc, len(names))
 	for _, name := range names {
 		if name[0] < '0' || name[0] > '9' {

@@ -73,7 +73,7 @@ func ptraceWorks() bool {
 		return false
 	}
 	defer func() { _ = null.Close() }()
-	pid, err := syscall.ForkExec("/proc/self/exe", []string{"sandbox-api-probe"}, &syscall.ProcAttr{
+	pid, err := syscall.ForkExec("/proc/self/exe", []string{"sandbox-api-probe"}, &syscall.ProcAttr{ //nolint:gosec // this program itself
 		Files: []uintptr{null.Fd(), null.Fd(), null.Fd()},
 		Sys:   &syscall.SysProcAttr{Ptrace: true},
 	})
@@ -187,7 +187,7 @@ func (b *rlimits) look() {
 		var rss, tasks uint64
 		for _, p := range procs {
 			rss += p.rss
-			tasks += uint64(p.threads)
+			tasks += p.threads
 		}
 		if m := b.limits.MemoryBytes; m > 0 && rss > m && resident(procs) > m {
 			s.verdict.OOM = true
@@ -198,7 +198,8 @@ func (b *rlimits) look() {
 			s.verdict.PIDs = true
 		}
 		if s.verdict.OOM || s.verdict.PIDs {
-			b.stopAndKill(s)
+			// What is left is found again at the next look.
+			_, _ = b.stopAndKill(s)
 		}
 	}
 }

@@ -36,7 +36,7 @@ func waitid(idType, id int) (childInfo, bool) {
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
-		ci := *(*childInfo)(unsafe.Pointer(&si))
+		ci := *(*childInfo)(unsafe.Pointer(&si)) //nolint:gosec // the size is checked above
 		// pid 0: there are children, none of them has ended.
 		return ci, err == nil && ci.pid != 0
 	}

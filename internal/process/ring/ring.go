@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"sync"
 	"time"
 )
@@ -25,10 +26,13 @@ const minCapacity = 4 << 10
 // ErrClosed is returned by Append after Close.
 var ErrClosed = errors.New("output log is closed")
 
+// recordSize is unsafe.Sizeof(record{}).
+const recordSize = 24
+
 // record is a run of bytes of one channel.
 type record struct {
-	start uint64
-	n     int
+	start int64
+	n     int64
 	ch    byte
 }
 
@@ -37,17 +41,18 @@ type record struct {
 type Log struct {
 	mu       sync.Mutex
 	buf      []byte // grows to limit, then is circular
-	limit    int
+	limit    int64
 	stall    time.Duration
-	head     uint64 // oldest byte kept
-	tail     uint64 // next byte to be written
-	records  []record
+	head     int64    // oldest byte kept
+	tail     int64    // next byte to be written
+	records  []record // those from first on are in use
+	first    int
 	closed   bool
 	changed  chan struct{} // closed and replaced when data comes or the log closes
 	consumed chan struct{} // same, when a reader advances or leaves
 	readers  map[*Reader]struct{}
 	waiting  int // writers that wait for consumed
-	dropped  uint64
+	dropped  int64
 }
 
 // New returns a log that keeps at most limit bytes. A reader that keeps up holds
@@ -55,7 +60,7 @@ type Log struct {
 // overtaken and gets a gap. With stall 0 writers never wait.
 func New(limit int, stall time.Duration) *Log {
 	return &Log{
-		limit:    max(limit, minCapacity),
+		limit:    int64(max(limit, minCapacity)),
 		stall:    stall,
 		changed:  make(chan struct{}),
 		consumed: make(chan struct{}),
@@ -73,7 +78,7 @@ func (l *Log) Append(ch byte, p []byte) error {
 		}
 		// Half of the log at most in one piece, so that a reader can work on one
 		// half while the writer fills the other.
-		n := min(len(p), l.limit/2)
+		n := min(int64(len(p)), l.limit/2)
 		now := time.Now()
 		if wait := l.holdback(n, now); wait > 0 {
 			consumed := l.consumed
@@ -107,13 +112,13 @@ func (l *Log) Append(ch byte, p []byte) error {
 
 // holdback returns how long a writer of n bytes should wait for readers; 0 means
 // write now.
-func (l *Log) holdback(n int, now time.Time) time.Duration {
+func (l *Log) holdback(n int64, now time.Time) time.Duration {
 	if l.stall <= 0 {
 		return 0
 	}
 	var wait time.Duration
 	for r := range l.readers {
-		if r.lagging || l.tail+uint64(n)-r.pos <= uint64(l.limit) {
+		if r.lagging || l.tail+n-r.pos <= l.limit {
 			continue
 		}
 		left := l.stall - now.Sub(r.progress)
@@ -127,64 +132,67 @@ func (l *Log) holdback(n int, now time.Time) time.Duration {
 }
 
 func (l *Log) put(ch byte, p []byte) {
-	need := l.tail - l.head + uint64(len(p))
-	if need > uint64(len(l.buf)) && len(l.buf) < l.limit {
-		l.grow(int(min(need, uint64(l.limit))))
+	need := l.tail - l.head + int64(len(p))
+	if need > int64(len(l.buf)) && int64(len(l.buf)) < l.limit {
+		l.grow(min(need, l.limit))
 	}
-	if need > uint64(len(l.buf)) {
-		l.drop(l.tail + uint64(len(p)) - uint64(len(l.buf)))
+	if need > int64(len(l.buf)) {
+		l.drop(l.tail + int64(len(p)) - int64(len(l.buf)))
 	}
-	at := int(l.tail % uint64(len(l.buf)))
+	at := l.tail % int64(len(l.buf))
 	k := copy(l.buf[at:], p)
 	copy(l.buf, p[k:])
-	if last := len(l.records) - 1; last >= 0 && l.records[last].ch == ch {
-		l.records[last].n += len(p)
+	if last := len(l.records) - 1; last >= l.first && l.records[last].ch == ch {
+		l.records[last].n += int64(len(p))
 	} else {
-		if len(l.records) >= maxRecords {
-			l.drop(l.records[0].start + uint64(l.records[0].n))
+		if len(l.records)-l.first >= maxRecords {
+			l.drop(l.records[l.first].start + l.records[l.first].n)
 		}
-		l.records = append(l.records, record{start: l.tail, n: len(p), ch: ch})
+		if l.first >= maxRecords {
+			// As many moves as there were drops since the last time.
+			l.records = append(l.records[:0], l.records[l.first:]...)
+			l.first = 0
+		}
+		l.records = append(l.records, record{start: l.tail, n: int64(len(p)), ch: ch})
 	}
-	l.tail += uint64(len(p))
+	l.tail += int64(len(p))
 }
 
 // grow moves what is kept into a larger buffer: doubling, so that a quiet process
 // costs a few KiB and not the whole limit.
-func (l *Log) grow(need int) {
-	size := max(len(l.buf), minCapacity)
+func (l *Log) grow(need int64) {
+	size := max(int64(len(l.buf)), minCapacity)
 	for size < need {
 		size *= 2
 	}
 	l.resize(min(size, l.limit))
 }
 
-func (l *Log) resize(size int) {
+func (l *Log) resize(size int64) {
 	next := make([]byte, size)
 	for pos := l.head; pos < l.tail; {
-		src := l.buf[pos%uint64(len(l.buf)):]
-		src = src[:min(uint64(len(src)), l.tail-pos)]
-		dst := next[pos%uint64(size):]
-		pos += uint64(copy(dst, src))
+		src := l.buf[pos%int64(len(l.buf)):]
+		src = src[:min(int64(len(src)), l.tail-pos)]
+		dst := next[pos%size:]
+		pos += int64(copy(dst, src))
 	}
 	l.buf = next
 }
 
 // drop forgets everything before pos.
-func (l *Log) drop(pos uint64) {
+func (l *Log) drop(pos int64) {
 	pos = min(pos, l.tail)
 	if pos <= l.head {
 		return
 	}
 	l.dropped += pos - l.head
 	l.head = pos
-	i := 0
-	for i < len(l.records) && l.records[i].start+uint64(l.records[i].n) <= pos {
-		i++
+	for l.first < len(l.records) && l.records[l.first].start+l.records[l.first].n <= pos {
+		l.first++
 	}
-	l.records = append(l.records[:0], l.records[i:]...)
-	if len(l.records) > 0 && l.records[0].start < pos {
-		first := &l.records[0]
-		first.n -= int(pos - first.start)
+	if l.first < len(l.records) && l.records[l.first].start < pos {
+		first := &l.records[l.first]
+		first.n -= pos - first.start
 		first.start = pos
 	}
 }
@@ -198,13 +206,14 @@ func (l *Log) Close() {
 		return
 	}
 	l.closed = true
-	if kept := int(l.tail - l.head); kept < len(l.buf) {
+	if kept := l.tail - l.head; kept < int64(len(l.buf)) {
 		if kept == 0 {
 			l.buf = nil
 		} else {
 			l.resize(kept)
 		}
 	}
+	l.records, l.first = slices.Clone(l.records[l.first:]), 0
 	close(l.changed)
 	l.changed = make(chan struct{})
 	close(l.consumed)
@@ -217,28 +226,28 @@ func (l *Log) Discard() {
 	defer l.mu.Unlock()
 	if l.closed {
 		l.drop(l.tail)
-		l.buf, l.records = nil, nil
+		l.buf, l.records, l.first = nil, nil, 0
 	}
 }
 
 // Stats is a snapshot of a log.
 type Stats struct {
-	Head, Tail uint64 // positions of the oldest kept byte and of the end
-	Dropped    uint64 // bytes no longer kept
-	Memory     int    // bytes of buffer held
+	Head, Tail int64 // positions of the oldest kept byte and of the end
+	Dropped    int64 // bytes no longer kept
+	Memory     int64 // bytes held, bookkeeping included
 }
 
 // Stats returns the current figures.
 func (l *Log) Stats() Stats {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return Stats{Head: l.head, Tail: l.tail, Dropped: l.dropped, Memory: len(l.buf)}
+	return Stats{Head: l.head, Tail: l.tail, Dropped: l.dropped, Memory: int64(len(l.buf) + cap(l.records)*recordSize)}
 }
 
 // Reader reads a log from a position on. One goroutine may use it at a time.
 type Reader struct {
 	log *Log
-	pos uint64 // next byte to read; guarded by log.mu
+	pos int64 // next byte to read; guarded by log.mu
 
 	// lagging readers were overtaken and do not hold writers back until they have
 	// caught up with the end again.
@@ -250,15 +259,16 @@ type Reader struct {
 type Chunk struct {
 	Channel byte
 	Data    []byte // slice of the buffer given to Next; empty for a gap
-	End     uint64 // position after the chunk
-	Gap     uint64 // bytes that were overwritten before they were read
+	End     int64  // position after the chunk
+	Gap     int64  // bytes that were overwritten before they were read
 }
 
-// NewReader starts at since. A position beyond the end is taken as the end.
-func (l *Log) NewReader(since uint64) *Reader {
+// NewReader starts at since. A position beyond the end is taken as the end, a
+// negative one as the beginning.
+func (l *Log) NewReader(since int64) *Reader {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	r := &Reader{log: l, pos: min(since, l.tail), progress: time.Now()}
+	r := &Reader{log: l, pos: max(0, min(since, l.tail)), progress: time.Now()}
 	l.readers[r] = struct{}{}
 	return r
 }
@@ -313,17 +323,17 @@ func (r *Reader) take(buf []byte) (Chunk, bool) {
 		return Chunk{}, false
 	}
 	rec := l.find(r.pos)
-	n := min(len(buf), int(rec.start+uint64(rec.n)-r.pos))
-	at := int(r.pos % uint64(len(l.buf)))
+	n := min(int64(len(buf)), rec.start+rec.n-r.pos)
+	at := r.pos % int64(len(l.buf))
 	k := copy(buf[:n], l.buf[at:])
 	copy(buf[k:n], l.buf)
-	r.pos += uint64(n)
+	r.pos += n
 	return Chunk{Channel: rec.ch, Data: buf[:n], End: r.pos}, true
 }
 
 // find returns the record that holds pos; the records are contiguous.
-func (l *Log) find(pos uint64) record {
-	lo, hi := 0, len(l.records)
+func (l *Log) find(pos int64) record {
+	lo, hi := l.first, len(l.records)
 	for hi-lo > 1 {
 		mid := (lo + hi) / 2
 		if l.records[mid].start <= pos {
