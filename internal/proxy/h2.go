@@ -1,16 +1,17 @@
 package proxy
 
 import (
-	"context"
 	"crypto/tls"
 	"io"
 	"log"
 	"net"
 	"net/http"
-	"net/netip"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"golang.org/x/net/http2"
 
 	"github.com/sandbox-egress/sandbox-egress/internal/allowlist"
 	"github.com/sandbox-egress/sandbox-egress/internal/audit"
@@ -20,8 +21,7 @@ import (
 
 // serveTLS does the handshake and hands the connection to the protocol that was agreed on.
 func (s *Server) serveTLS(c *conn, raw net.Conn) {
-	tracked := &trackedConn{Conn: raw}
-	tc := tls.Server(tracked, s.opt.TLS)
+	tc := tls.Server(raw, s.opt.TLS)
 	c.stream = newStream(tc)
 	if !s.conns.add(c) {
 		_ = raw.Close()
@@ -39,151 +39,74 @@ func (s *Server) serveTLS(c *conn, raw net.Conn) {
 		c.serve()
 		return
 	}
-	// net/http owns the connection from here on and closes it.
-	tracked.onClose(c.closed)
-	s.h2.serve(tc, c.client)
+	s.serveH2(c, tc)
 }
 
-// trackedConn tells when it is closed.
-type trackedConn struct {
-	net.Conn
-	mu     sync.Mutex
-	closed bool
-	fn     func()
-	client netip.Addr
-}
-
-func (t *trackedConn) onClose(fn func()) {
-	t.mu.Lock()
-	closed := t.closed
-	t.fn = fn
-	t.mu.Unlock()
-	if closed {
-		fn()
-	}
-}
-
-func (t *trackedConn) Close() error {
-	err := t.Conn.Close()
-	t.mu.Lock()
-	fn := t.fn
-	t.closed, t.fn = true, nil
-	t.mu.Unlock()
-	if fn != nil {
-		fn()
-	}
-	return err
-}
-
-func (t *trackedConn) NetConn() net.Conn { return t.Conn }
-
-// h2Server speaks HTTP/2 through net/http: framing, flow control and its defences against
-// floods come from there. The handler gets requests that are well-formed by RFC 9113
-// section 8.3; what a proxy needs beyond is checked in parseH2.
-type h2Server struct {
-	srv   *Server
-	http  http.Server
-	conns chan net.Conn
-	done  chan struct{}
-	once  sync.Once
-	wg    sync.WaitGroup
-}
-
+// h2Streams bounds the tunnels that one connection carries; a browser uses a hundred.
 const h2Streams = 1000
 
-func newH2Server(s *Server) *h2Server {
-	h := &h2Server{srv: s, conns: make(chan net.Conn), done: make(chan struct{})}
-	protocols := new(http.Protocols)
-	protocols.SetHTTP2(true)
-	h.http = http.Server{
-		Handler:                      h,
-		Protocols:                    protocols,
-		DisableGeneralOptionsHandler: true,
-		MaxHeaderBytes:               maxHead,
-		ReadHeaderTimeout:            s.opt.HeaderTimeout,
-		IdleTimeout:                  s.opt.KeepAliveTimeout,
-		HTTP2:                        &http.HTTP2Config{MaxConcurrentStreams: h2Streams},
-		ErrorLog:                     log.New(io.Discard, "", 0),
-		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			if t, ok := c.(*tls.Conn); ok {
-				if k, ok := t.NetConn().(*trackedConn); ok {
-					return context.WithValue(ctx, clientKey{}, k.clientAddr())
-				}
-			}
-			return ctx
-		},
+// serveH2 speaks HTTP/2: framing, flow control and the defences against floods are those of
+// x/net/http2, whose handlers get requests that are well-formed by RFC 9113 section 8.3.
+// What a proxy needs beyond is checked in parseH2. net/http's own server cannot be used: it
+// hides whether :scheme was http or https.
+func (s *Server) serveH2(c *conn, tc *tls.Conn) {
+	h := &h2Handler{srv: s, conn: c}
+	c.idle.Store(true)
+	srv := &http2.Server{ //nolint:staticcheck // see above
+		MaxConcurrentStreams: h2Streams,              //nolint:staticcheck // see above
+		IdleTimeout:          s.opt.KeepAliveTimeout, //nolint:staticcheck // see above
 	}
-	h.wg.Go(func() { _ = h.http.Serve(h) })
-	return h
+	srv.ServeConn(tc, &http2.ServeConnOpts{ //nolint:staticcheck // see above
+		Context:    s.ctx,
+		Handler:    h,
+		BaseConfig: &http.Server{MaxHeaderBytes: maxHead, ErrorLog: log.New(io.Discard, "", 0), ReadHeaderTimeout: s.opt.HeaderTimeout},
+	})
+	_ = tc.Close()
+	h.streams.Wait()
+	c.closed()
 }
 
-type clientKey struct{}
-
-// serve hands a connection to net/http.
-func (h *h2Server) serve(c *tls.Conn, client netip.Addr) {
-	if t, ok := c.NetConn().(*trackedConn); ok {
-		t.setClient(client)
-	}
-	select {
-	case h.conns <- c:
-	case <-h.done:
-		_ = c.Close()
-	}
-}
-
-// Accept, Close and Addr make h2Server the net.Listener of its own http.Server.
-func (h *h2Server) Accept() (net.Conn, error) {
-	select {
-	case c := <-h.conns:
-		return c, nil
-	case <-h.done:
-		return nil, net.ErrClosed
-	}
-}
-
-func (h *h2Server) Close() error {
-	h.once.Do(func() { close(h.done) })
-	return nil
-}
-
-func (h *h2Server) Addr() net.Addr { return &net.TCPAddr{} }
-
-func (h *h2Server) close() {
-	_ = h.http.Close()
-	_ = h.Close()
-	h.wg.Wait()
+// h2Handler serves the streams of one connection.
+type h2Handler struct {
+	srv     *Server
+	conn    *conn
+	active  atomic.Int32
+	streams sync.WaitGroup
 }
 
 // ServeHTTP is the way of one request over HTTP/2; compare serveConnect and serveForward.
-func (h *h2Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
+func (h *h2Handler) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
+	h.streams.Add(1)
+	h.active.Add(1)
+	h.conn.idle.Store(false)
+	defer func() {
+		h.conn.idle.Store(h.active.Add(-1) == 0)
+		h.streams.Done()
+	}()
 	s := h.srv
-	client, _ := hr.Context().Value(clientKey{}).(netip.Addr)
 	r, refused := parseH2(hr)
-	x := s.newExchange(client, r)
+	x := s.newExchange(h.conn.client, r)
 	if refused == nil {
 		refused = s.admit(x)
 	}
-	if refused != nil {
-		x.refuse(refused, refused.status)
-		answerRefusal2(w, x, refused)
-		return
+	var o *origin
+	if refused == nil {
+		o, refused = s.connect(hr.Context(), x.policy, r.authority)
 	}
-	o, refused := s.connect(hr.Context(), x.policy, r.authority)
 	if refused != nil {
 		x.refuse(refused, refused.status)
 		answerRefusal2(w, x, refused)
 		return
 	}
 	defer o.Close()
-	client2 := &h2Conn{body: hr.Body, w: w, rc: http.NewResponseController(w)}
-	stream := newStream(client2)
-	f := x.open(stream, o.stream, o.addr)
+	client := newStream(&h2Conn{body: hr.Body, w: w, rc: http.NewResponseController(w)})
+	f := x.open(client, o.stream, o.addr)
 	if r.kind == kindConnect {
-		h.connect(w, x, f, o, stream)
+		h.connect(w, x, f, o, client)
 		return
 	}
 	x.allow(f, nil)
-	out := s.roundTrip(r, stream, o, f, &answer2{w: w, via: s.via})
+	out := s.roundTrip(r, client, o, f, &answer2{w: w, via: s.via})
 	switch {
 	case out.refused != nil:
 		f.end(out.refused.reason, out.refused.detail, out.refused.verdict())
@@ -192,13 +115,13 @@ func (h *h2Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 	case out.err != nil:
 		f.end(errorSide(out.err), "", f.rec.Decision)
 		f.finish(out.status)
-		panic(http.ErrAbortHandler) // RST_STREAM: the answer must not look complete
+		panic(http.ErrAbortHandler) // resets the stream: the answer must not look complete
 	default:
 		f.finish(out.status)
 	}
 }
 
-func (h *h2Server) connect(w http.ResponseWriter, x *exchange, f *flow, o *origin, client *stream) {
+func (h *h2Handler) connect(w http.ResponseWriter, x *exchange, f *flow, o *origin, client *stream) {
 	done := f.wait()
 	w.Header()["Date"] = nil
 	w.WriteHeader(http.StatusOK)
@@ -277,7 +200,9 @@ func parseH2(hr *http.Request) (*request, *refusal) {
 		r.authority, r.length = a, 0
 		return r, nil
 	}
-	if hr.URL.Scheme != "http" && hr.URL.Scheme != "" {
+	// x/net/http2 tells the :scheme only by setting TLS for "https". Forwarding such a request
+	// would send in the clear what the client believes is encrypted.
+	if hr.TLS != nil || hr.URL.IsAbs() {
 		return nil, malformed(ReasonNotSupported, "only http:// URLs can be requested directly; use CONNECT for everything else")
 	}
 	r.kind = kindForward
@@ -406,16 +331,4 @@ func (c *h2Conn) SetDeadline(t time.Time) error {
 		return err
 	}
 	return c.SetWriteDeadline(t)
-}
-
-func (t *trackedConn) setClient(a netip.Addr) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.client = a
-}
-
-func (t *trackedConn) clientAddr() netip.Addr {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.client
 }

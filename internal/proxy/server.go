@@ -145,7 +145,6 @@ type Server struct {
 	perSource sources
 	conns     connSet
 	draining  atomic.Bool
-	h2        *h2Server
 
 	mu        sync.Mutex
 	listeners []net.Listener
@@ -183,9 +182,6 @@ func New(o Options) (*Server, error) {
 		max: o.DNSCacheSize, observe: s.metrics.dns, slots: make(chan struct{}, maxLookups),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	if o.TLS != nil {
-		s.h2 = newH2Server(s)
-	}
 	s.auth.SetKeys(s.store.Load().Keys())
 	changed := s.store.Subscribe(s.ctx)
 	s.tasks.Go(func() { s.watch(s.ctx, changed) })
@@ -257,9 +253,6 @@ func (s *Server) Close() {
 	s.cancel()
 	s.flows.each(func(f *flow) { f.cut(ReasonShutdown, "the proxy shut down", audit.Allow) })
 	s.conns.closeAll()
-	if s.h2 != nil {
-		s.h2.close()
-	}
 	s.wg.Wait()
 	s.tasks.Wait()
 	s.pipes.close()
