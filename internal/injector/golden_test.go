@@ -39,9 +39,13 @@ func read[T any](t testing.TB, path string) *T {
 
 func cases(t testing.TB) []string {
 	t.Helper()
-	dirs, err := filepath.Glob("testdata/*")
-	if err != nil || len(dirs) == 0 {
+	pods, err := filepath.Glob("testdata/*/pod.yaml")
+	if err != nil || len(pods) == 0 {
 		t.Fatalf("no cases under testdata: %v", err)
+	}
+	dirs := make([]string, len(pods))
+	for i, pod := range pods {
+		dirs[i] = filepath.Dir(pod)
 	}
 	return dirs
 }

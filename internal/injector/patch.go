@@ -44,7 +44,8 @@ func Patch(before, after *corev1.Pod) []Operation {
 }
 
 func patchMap(ops []Operation, path string, before, after map[string]string) []Operation {
-	if before == nil && len(after) > 0 {
+	// An empty map may be there or left out; adding the whole one suits both.
+	if len(before) == 0 && len(after) > 0 {
 		return append(ops, Operation{Op: "add", Path: path, Value: after})
 	}
 	for _, k := range slices.Sorted(maps.Keys(after)) {

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/iotest"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -28,20 +30,20 @@ import (
 // store is a cache or an API server with fixed policies.
 type store struct {
 	items    []v1alpha1.SandboxEgress
-	unsynced bool
+	unsynced atomic.Bool
 	err      error
 	asked    int
 }
 
 type informer struct {
 	cache.Informer
-	synced bool
+	store *store
 }
 
-func (i informer) HasSynced() bool { return i.synced }
+func (i informer) HasSynced() bool { return !i.store.unsynced.Load() }
 
 func (s *store) GetInformer(context.Context, client.Object, ...cache.InformerGetOption) (cache.Informer, error) {
-	return informer{synced: !s.unsynced}, nil
+	return informer{store: s}, nil
 }
 
 func (s *store) Get(context.Context, client.ObjectKey, client.Object, ...client.GetOption) error {
@@ -73,7 +75,7 @@ func newHandlers(t *testing.T, cached, live *store) handlers {
 		t.Fatal(err)
 	}
 	d := admission.NewDecoder(scheme)
-	source := &policySource{cache: cached, live: live}
+	source := &policySource{cache: cached, live: live, patience: 30 * time.Millisecond}
 	cfg := injector.Config{Image: "image"}
 	return handlers{
 		guard:    &podGuard{decoder: d, counters: c},
@@ -122,18 +124,20 @@ var sandboxLabels = map[string]string{"app": "sandbox"}
 func TestPodsAreRefusedWhenPoliciesAreNotKnown(t *testing.T) {
 	broken := policyNamed("broken", &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "a", Operator: "Like"}}})
 	down := errors.New("connection refused")
+	unsynced := &store{items: []v1alpha1.SandboxEgress{policyNamed("a", nil)}}
+	unsynced.unsynced.Store(true)
 	for name, tc := range map[string]struct {
-		cached, live store
+		cached, live *store
 		why          reason
 		code         int32
 	}{
-		"cache not synced":           {store{unsynced: true, items: []v1alpha1.SandboxEgress{policyNamed("a", nil)}}, store{}, reasonUnavailable, http.StatusServiceUnavailable},
-		"cache broken":               {store{err: down}, store{}, reasonUnavailable, http.StatusServiceUnavailable},
-		"API server does not answer": {store{}, store{err: down}, reasonUnavailable, http.StatusServiceUnavailable},
-		"a selector nobody can read": {store{items: []v1alpha1.SandboxEgress{broken}}, store{}, reasonBadPolicy, http.StatusForbidden},
+		"cache not synced":           {unsynced, &store{}, reasonUnavailable, http.StatusServiceUnavailable},
+		"cache broken":               {&store{err: down}, &store{}, reasonUnavailable, http.StatusServiceUnavailable},
+		"API server does not answer": {&store{}, &store{err: down}, reasonUnavailable, http.StatusServiceUnavailable},
+		"a selector nobody can read": {&store{items: []v1alpha1.SandboxEgress{broken}}, &store{}, reasonBadPolicy, http.StatusForbidden},
 	} {
 		t.Run(name, func(t *testing.T) {
-			h := newHandlers(t, &tc.cached, &tc.live)
+			h := newHandlers(t, tc.cached, tc.live)
 			req := request(t, admissionv1.Create, "", podWith(sandboxLabels), nil)
 			for what, handler := range map[string]admission.Handler{"mutate": h.mutate, "validate": h.validate} {
 				resp := handler.Handle(t.Context(), req)
@@ -145,6 +149,18 @@ func TestPodsAreRefusedWhenPoliciesAreNotKnown(t *testing.T) {
 				t.Errorf("%v denials counted as %s, want 2", n, tc.why)
 			}
 		})
+	}
+}
+
+func TestAPodWaitsForTheFirstSync(t *testing.T) {
+	cached := &store{items: []v1alpha1.SandboxEgress{policyNamed("a", nil)}}
+	cached.unsynced.Store(true)
+	h := newHandlers(t, cached, &store{})
+	h.mutate.policies.patience = 10 * time.Second
+	timer := time.AfterFunc(50*time.Millisecond, func() { cached.unsynced.Store(false) })
+	defer timer.Stop()
+	if resp := h.mutate.Handle(t.Context(), request(t, admissionv1.Create, "", podWith(sandboxLabels), nil)); !resp.Allowed || len(resp.Patch) == 0 {
+		t.Errorf("allowed %v: %+v", resp.Allowed, resp.Result)
 	}
 }
 

@@ -2,15 +2,18 @@ package webhook_test
 
 import (
 	"context"
+	"time"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"golang.org/x/sync/errgroup"
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -115,6 +118,31 @@ var _ = Describe("A matched pod", func() {
 		Expect(k8s.Create(ctx, sandboxPod(ns), client.DryRunAll)).To(Succeed())
 		Expect(injections("Env") - before).To(Equal(5.0))
 	})
+
+	It("is one of 500 at once, each with its own id", func(ctx SpecContext) {
+		ns := newNamespace(ctx, nil)
+		readyPolicy(ctx, ns, "agents", nil)
+		Expect(createPod(ctx, k8s, sandboxPod(ns))).To(Succeed())
+		cfg := rest.CopyConfig(environment.Config)
+		cfg.QPS = -1
+		c, err := client.New(cfg, client.Options{Scheme: scheme})
+		Expect(err).NotTo(HaveOccurred())
+		var group errgroup.Group
+		group.SetLimit(50)
+		start := time.Now()
+		for range 500 {
+			group.Go(func() error { return c.Create(ctx, sandboxPod(ns)) })
+		}
+		Expect(group.Wait()).To(Succeed())
+		AddReportEntry("500 pods", time.Since(start).String())
+		var pods corev1.PodList
+		Expect(k8s.List(ctx, &pods, client.InNamespace(ns))).To(Succeed())
+		ids := map[string]bool{}
+		for _, p := range pods.Items {
+			ids[p.Annotations[v1alpha1.IDKey]] = true
+		}
+		Expect(ids).To(HaveLen(501))
+	}, NodeTimeout(time.Minute))
 
 	// envtest has no controllers: the pods are made as the controllers make them.
 	DescribeTable("of a workload's template is injected", func(ctx context.Context, workload func(ns string, t corev1.PodTemplateSpec) (client.Object, string, string), user string) {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
+	"k8s.io/apimachinery/pkg/util/wait"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -22,6 +24,9 @@ type policyCache interface {
 type policySource struct {
 	cache policyCache
 	live  client.Reader
+	// patience is how long a request waits for the cache's first sync. A replica answers
+	// as soon as it has its certificate, which may be a moment earlier.
+	patience time.Duration
 }
 
 // list returns the policies of one namespace from the cache, or a refusal while the cache
@@ -31,7 +36,10 @@ func (s *policySource) list(ctx context.Context, namespace string) ([]v1alpha1.S
 	if err != nil {
 		return nil, &refusal{reasonUnavailable, true, fmt.Sprintf("SandboxEgress objects cannot be watched: %v; try again", err)}
 	}
-	if !informer.HasSynced() {
+	err = wait.PollUntilContextTimeout(ctx, 20*time.Millisecond, s.patience, true, func(context.Context) (bool, error) {
+		return informer.HasSynced(), nil
+	})
+	if err != nil {
 		return nil, &refusal{reasonUnavailable, true, "the operator has not read the SandboxEgress objects yet; try again"}
 	}
 	var list v1alpha1.SandboxEgressList

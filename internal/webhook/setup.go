@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -60,7 +61,7 @@ func Setup(mgr ctrl.Manager, cfg Config) error {
 		return fmt.Errorf("webhook: watch SandboxEgress objects: %w", err)
 	}
 
-	policies := &policySource{cache: mgr.GetCache(), live: mgr.GetAPIReader()}
+	policies := &policySource{cache: mgr.GetCache(), live: mgr.GetAPIReader(), patience: 2 * time.Second}
 	decoder := admission.NewDecoder(mgr.GetScheme())
 	server := mgr.GetWebhookServer()
 	for path, h := range map[string]admission.Handler{
