@@ -101,13 +101,19 @@ func clients() []client {
 	return []client{
 		{name: "curl", version: is("curl", "--version"), argv: get("curl", "-sS")},
 		{name: "GNU Wget", version: is("wget", "--version"), argv: get("wget", "-nv", "-O", "-")},
-		{name: "Wget2", version: is("wget2", "--version"), argv: get("wget2", "-nv", "-O", "-")},
+		{name: "Wget2", version: is("wget2", "--version"), env: bareProxy, needs: "proxy URL without credentials, `--http-proxy-user`, `--http-proxy-password` (Relay: nothing)",
+			argv: func(v visit) []string {
+				return []string{"wget2", "-nv", "-O", "-", "--http-proxy-user=" + v.user, "--http-proxy-password=" + v.password, v.url() + "/"}
+			}},
 		{name: "aria2", version: is("aria2c", "--version"), argv: get("aria2c", "--summary-interval=0", "-o", "page"), fetched: "page"},
 		{name: "HTTPie", version: is("http", "--version"), argv: get("http", "--ignore-stdin", "--check-status")},
 		{name: "lftp", version: is("lftp", "--version"), argv: func(v visit) []string {
 			return []string{"lftp", "-c", "set net:max-retries 1; cat " + v.url() + "/"}
 		}},
-		{name: "Lynx", version: is("lynx", "-version"), argv: get("lynx", "-dump")},
+		{name: "Lynx", version: is("lynx", "-version"), env: bareProxy, needs: "proxy URL without credentials, `-pauth` (Relay: nothing)",
+			argv: func(v visit) []string {
+				return []string{"lynx", "-dump", "-pauth=" + v.user + ":" + v.password, v.url() + "/"}
+			}},
 		{name: "w3m", version: is("w3m", "-version"), argv: get("w3m", "-dump")},
 		{name: "git clone", version: is("git", "--version"), argv: func(v visit) []string {
 			return []string{"git", "clone", v.url() + "/git/demo.git", "demo"}
@@ -209,6 +215,12 @@ func (v visit) bun() string {
 
 func (v visit) pnpm() string {
 	return filepath.Join(v.npm, "node_modules", "@pnpm", "exe.linux-x64", "pnpm")
+}
+
+// bareProxy is for clients that cannot read credentials from the proxy's URL.
+func bareProxy(visit) []string {
+	const url = "http://" + proxyIP + ":" + proxyPort
+	return []string{"http_proxy=" + url, "https_proxy=" + url, "HTTP_PROXY=" + url, "HTTPS_PROXY=" + url}
 }
 
 func emptyProject(visit) map[string]string {

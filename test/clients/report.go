@@ -195,8 +195,15 @@ func (r result) notes() []string {
 			break
 		}
 	}
-	if n := len(r.attempts[deniedHTTPS].records); n > 3 {
-		notes = append(notes, fmt.Sprintf("tries a refusal %d times", n))
+	// Some programs ask for hosts of their own besides, such as a browser for its updates.
+	tries := 0
+	for _, x := range r.attempts[deniedHTTPS].records {
+		if x.Host == deniedHost && x.Reason == "host_not_allowed" {
+			tries++
+		}
+	}
+	if took := r.attempts[deniedHTTPS].took; tries > 1 {
+		notes = append(notes, fmt.Sprintf("tries a refused CONNECT %d times (%d s)", tries, int(took.Seconds())))
 	}
 	return notes
 }

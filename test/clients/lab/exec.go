@@ -30,12 +30,14 @@ type Options struct {
 	CPU int
 	// Files is the limit of open files (RLIMIT_NOFILE); 0 leaves it alone.
 	Files uint64
+	// Nice is the scheduling priority, -20 to 19.
+	Nice int
 }
 
 // Command prepares a program that runs in the namespace with its bind mounts. It gets a
 // process group of its own, which the end of ctx kills.
 func (n *Namespace) Command(ctx context.Context, o Options, argv ...string) *exec.Cmd {
-	args := []string{enterCommand, n.path(), strconv.Itoa(o.CPU), strconv.FormatUint(o.Files, 10)}
+	args := []string{enterCommand, n.path(), strconv.Itoa(o.CPU), strconv.FormatUint(o.Files, 10), strconv.Itoa(o.Nice)}
 	for _, target := range slices.Sorted(maps.Keys(n.binds)) {
 		args = append(args, n.binds[target]+":"+target)
 	}
@@ -72,14 +74,18 @@ func EnterIfAsked() {
 
 func become(args []string) error {
 	end := slices.Index(args, "--")
-	if end < 3 || end+1 >= len(args) {
-		return errors.New("want NAMESPACE CPU FILES [SOURCE:TARGET...] -- PROGRAM [ARGUMENT...]")
+	if end < 4 || end+1 >= len(args) {
+		return errors.New("want NAMESPACE CPU FILES NICE [SOURCE:TARGET...] -- PROGRAM [ARGUMENT...]")
 	}
 	cpu, err := strconv.Atoi(args[1])
 	if err != nil {
 		return err
 	}
 	files, err := strconv.ParseUint(args[2], 10, 64)
+	if err != nil {
+		return err
+	}
+	nice, err := strconv.Atoi(args[3])
 	if err != nil {
 		return err
 	}
@@ -93,7 +99,7 @@ func become(args []string) error {
 	if err := enter(args[0]); err != nil {
 		return err
 	}
-	if err := mountAll(args[3:end]); err != nil {
+	if err := mountAll(args[4:end]); err != nil {
 		return err
 	}
 	if cpu >= 0 {
@@ -101,9 +107,14 @@ func become(args []string) error {
 			return err
 		}
 	}
+	if nice != 0 {
+		if err := unix.Setpriority(unix.PRIO_PROCESS, 0, nice); err != nil {
+			return fmt.Errorf("priority %d: %w", nice, err)
+		}
+	}
 	if files > 0 {
 		if err := syscall.Setrlimit(unix.RLIMIT_NOFILE, &syscall.Rlimit{Cur: files, Max: files}); err != nil {
-			return fmt.Errorf("limit of open files: %w", err)
+			return fmt.Errorf("at least %d open files are needed (ulimit -Hn): %w", files, err)
 		}
 	}
 	return syscall.Exec(program, argv, os.Environ())
