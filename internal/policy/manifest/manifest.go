@@ -3,11 +3,15 @@
 package manifest
 
 import (
+	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"strings"
 
+	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/yaml"
 
 	"github.com/sandbox-egress/sandbox-egress/api/v1alpha1"
@@ -27,6 +31,10 @@ const (
 // Decode reads one SandboxEgress as YAML or JSON. An unknown field, a second document, and
 // another kind or API version are errors that name what was found. Defaults are applied.
 func Decode(data []byte) (*v1alpha1.SandboxEgress, error) {
+	data, err := onlyDocument(data)
+	if err != nil {
+		return nil, err
+	}
 	var s v1alpha1.SandboxEgress
 	if err := yaml.UnmarshalStrict(data, &s); err != nil {
 		return nil, fmt.Errorf("not a valid SandboxEgress: %w", err)
@@ -42,6 +50,37 @@ func Decode(data []byte) (*v1alpha1.SandboxEgress, error) {
 	}
 	Default(&s.Spec)
 	return &s, nil
+}
+
+// onlyDocument returns the one document of data that holds anything; sigs.k8s.io/yaml alone
+// would read the first and say nothing about the others.
+func onlyDocument(data []byte) ([]byte, error) {
+	var found []byte
+	r := utilyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(data)))
+	for {
+		doc, err := r.Read()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, fmt.Errorf("reading YAML: %w", err)
+		}
+		var content any
+		if err := yaml.Unmarshal(doc, &content); err != nil {
+			return nil, fmt.Errorf("not valid YAML: %w", err)
+		}
+		if content == nil {
+			continue
+		}
+		if found != nil {
+			return nil, errors.New("there is more than one document; a proxy serves one SandboxEgress")
+		}
+		found = doc
+	}
+	if found == nil {
+		return nil, errors.New("it is empty")
+	}
+	return found, nil
 }
 
 // Default fills the fields that the data plane reads and that the API server would have
