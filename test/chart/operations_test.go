@@ -176,6 +176,22 @@ func TestAlertsAndDashboardUseMetricsThatExist(t *testing.T) {
 	}
 }
 
+func TestOperationsListsExactlyTheMetricsThatExist(t *testing.T) {
+	exist := metricsOfTheCode(t)
+	listed := map[string]bool{}
+	for _, m := range regexp.MustCompile("`(sandbox_egress_[a-z0-9_]+)`").FindAllStringSubmatch(operations(t), -1) {
+		listed[m[1]] = true
+		if !exist[m[1]] {
+			t.Errorf("docs/operations.md lists %s, which no binary exports", m[1])
+		}
+	}
+	for m := range exist {
+		if !listed[m] {
+			t.Errorf("docs/operations.md does not list the metric %s", m)
+		}
+	}
+}
+
 func TestOperationsExplainsEveryAlert(t *testing.T) {
 	text := operations(t)
 	out := mustTemplate(t, "--values", "testdata/everything.values.yaml")
