@@ -6,6 +6,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"cmp"
+	"compress/gzip"
 	"fmt"
 	"io"
 	"os"
@@ -95,10 +96,11 @@ func build(spec Spec) (v1.Image, error) {
 	return mutate.ConfigFile(img, config)
 }
 
+// layerOf does not compress: the archive is imported once, on this machine.
 func layerOf(content []byte) (v1.Layer, error) {
 	return tarball.LayerFromOpener(func() (io.ReadCloser, error) {
 		return io.NopCloser(bytes.NewReader(content)), nil
-	}, tarball.WithCompressionLevel(1))
+	}, tarball.WithCompressionLevel(gzip.NoCompression))
 }
 
 type entry struct {

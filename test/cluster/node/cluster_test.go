@@ -632,10 +632,8 @@ func (before hostState) check(t *testing.T, config node.Config) {
 	if err != nil || len(ids) > 0 {
 		t.Errorf("processes %v are left (%v)", ids, err)
 	}
-	// Its own cgroup holds the containers; that of the default cluster, which
-	// may run beside this one, has no suffix.
 	err = filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
-		if err == nil && d.IsDir() && strings.HasPrefix(d.Name(), "sandbox-egress-cluster-") {
+		if err == nil && d.IsDir() && d.Name() == config.Cgroup() {
 			t.Errorf("cgroup %s is left", path)
 		}
 		return nil

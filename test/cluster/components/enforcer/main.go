@@ -88,7 +88,7 @@ func run(ctx context.Context, opts options) error {
 	if err != nil {
 		return err
 	}
-	defer queue.Close()
+	defer func() { _ = queue.Close() }()
 	if opts.readyFile != "" {
 		if err := writeReady(opts.readyFile); err != nil {
 			return err

@@ -47,7 +47,7 @@ func openQueue(ctx context.Context, number uint16, engine *networkpolicy.PolicyE
 		return 0
 	}
 	if err := queue.RegisterWithErrorFunc(ctx, answer, report); err != nil {
-		queue.Close()
+		_ = queue.Close()
 		return nil, fmt.Errorf("NFQUEUE %d: %w", number, err)
 	}
 	return queue, nil
