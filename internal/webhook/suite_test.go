@@ -150,7 +150,7 @@ func applyAdmissionPolicies(ctx context.Context) {
 			applied++
 		}
 	}
-	Expect(applied).To(Equal(6), "three policies and their bindings")
+	Expect(applied).To(Equal(8), "four policies and their bindings")
 }
 
 // waitForAdmission returns once the API server uses webhooks and admission policies.
