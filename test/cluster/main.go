@@ -16,15 +16,7 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	root := &cobra.Command{
-		Use:           "cluster",
-		Short:         "Single-node Kubernetes cluster in a network namespace without an uplink",
-		SilenceUsage:  true,
-		SilenceErrors: true,
-	}
-	root.AddCommand(buildCommand(), imageCommand())
-	root.AddCommand(clusterCommands()...)
-	err := root.ExecuteContext(ctx)
+	err := rootCommand().ExecuteContext(ctx)
 	stop()
 	var status exitStatus
 	switch {
@@ -35,6 +27,18 @@ func main() {
 		fmt.Fprintln(os.Stderr, "cluster:", err)
 		os.Exit(1)
 	}
+}
+
+func rootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "cluster",
+		Short:         "Single-node Kubernetes cluster in a network namespace without an uplink",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.AddCommand(buildCommand(), imageCommand())
+	root.AddCommand(clusterCommands()...)
+	return root
 }
 
 // exitStatus ends the program with the status of another one, which has

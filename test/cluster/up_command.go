@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -38,7 +39,11 @@ func upCommand(config *node.Config) *cobra.Command {
 				return err
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "kubeconfig: %s (for processes in the cluster's network namespace)\n", c.Kubeconfig())
-			fmt.Fprintln(cmd.OutOrStdout(), "use it with: go run ./test/cluster kubectl get pods -A")
+			flag := ""
+			if config.StateDir != node.DefaultStateDir {
+				flag = " --state-dir=" + config.StateDir
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "use it with: go run ./test/cluster kubectl%s get pods -A\n", flag)
 			return nil
 		},
 	}
@@ -98,10 +103,16 @@ func statusCommand(config *node.Config) *cobra.Command {
 
 func kubectlCommand(config *node.Config) *cobra.Command {
 	return &cobra.Command{
-		Use:                "kubectl [arguments]",
-		Short:              "Run kubectl against the cluster",
+		Use:   "kubectl [--state-dir=DIR] [arguments of kubectl]",
+		Short: "Run kubectl against the cluster",
+		// All flags but a leading --state-dir are kubectl's.
 		DisableFlagParsing: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				if dir, ok := strings.CutPrefix(args[0], "--state-dir="); ok {
+					config.StateDir, args = dir, args[1:]
+				}
+			}
 			c, err := node.Attach(*config)
 			if err != nil {
 				return err
