@@ -13,7 +13,7 @@ func TestRefusedCommandLines(t *testing.T) {
 		want string
 	}{
 		"unknown group":          {[]string{"build", "--only", "everything"}, `--only "everything"`},
-		"unknown command":        {[]string{"start"}, `unknown command "start"`},
+		"unknown command":        {[]string{"launch"}, `unknown command "launch"`},
 		"enforcement of what":    {[]string{"enforcement", "maybe", none}, `invalid argument "maybe"`},
 		"image of what":          {[]string{"image", "product"}, `invalid argument "product"`},
 		"image without a file":   {[]string{"image", "project"}, "--output"},
