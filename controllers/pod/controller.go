@@ -87,7 +87,7 @@ type Reconciler struct {
 func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	var pod corev1.Pod
 	if err := r.Client.Get(ctx, req.NamespacedName, &pod); apierrors.IsNotFound(err) {
-		return reconcile.Result{}, r.revoke(ctx, req.NamespacedName, keep{}, "deleted")
+		return reconcile.Result{}, r.revoke(ctx, req.NamespacedName, keep{}, revokeDeleted)
 	} else if err != nil {
 		return reconcile.Result{}, fmt.Errorf("read pod: %w", err)
 	}
@@ -99,7 +99,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 		return reconcile.Result{}, r.revoke(ctx, req.NamespacedName, keep{}, v.revoke)
 	}
 	// Identities of an earlier pod of the same name, as StatefulSets have.
-	if err := r.revoke(ctx, req.NamespacedName, keep{uid: pod.UID, name: v1alpha1.IdentityName(v.id)}, "deleted"); err != nil {
+	if err := r.revoke(ctx, req.NamespacedName, keep{uid: pod.UID, name: v1alpha1.IdentityName(v.id)}, revokeDeleted); err != nil {
 		return reconcile.Result{}, err
 	}
 	return r.provide(ctx, &pod, v)

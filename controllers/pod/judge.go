@@ -33,7 +33,7 @@ type verdict struct {
 // judge decides whether pod is a sandbox in good standing, and says on the pod why not.
 func (r *Reconciler) judge(ctx context.Context, pod *corev1.Pod) (verdict, error) {
 	if pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed {
-		return verdict{revoke: "completed"}, nil
+		return verdict{revoke: revokeCompleted}, nil
 	}
 	var list v1alpha1.SandboxEgressList
 	if err := r.Client.List(ctx, &list, client.InNamespace(pod.Namespace)); err != nil {
@@ -41,14 +41,14 @@ func (r *Reconciler) judge(ctx context.Context, pod *corev1.Pod) (verdict, error
 	}
 	names := match.Policies(list.Items, pod.Labels)
 	if len(names) == 0 {
-		return verdict{revoke: "policy"}, nil
+		return verdict{revoke: revokePolicy}, nil
 	}
 	id := pod.Annotations[v1alpha1.IDKey]
 	named := pod.Annotations[v1alpha1.PolicyKey]
 	if id == "" || pod.Annotations[v1alpha1.InjectedAnnotation] == "" {
 		r.refuse(pod, EventUninjected, names[0],
 			"no egress: the pod matches SandboxEgress %s but did not pass its admission webhook, usually because it is older than the policy; delete and create it again", strings.Join(names, ", "))
-		return verdict{revoke: "policy"}, nil
+		return verdict{revoke: revokePolicy}, nil
 	}
 	if len(names) > 1 {
 		r.notify.warn(pod, EventOverlap, strings.Join(names, ","), "Isolate",
@@ -58,21 +58,21 @@ func (r *Reconciler) judge(ctx context.Context, pod *corev1.Pod) (verdict, error
 	if at < 0 || !slices.Contains(names, named) || !list.Items[at].DeletionTimestamp.IsZero() {
 		r.refuse(pod, EventPolicyGone, named,
 			"no egress: SandboxEgress %q, under which the pod was admitted, is gone, being deleted, or does not match it; delete and create the pod again", named)
-		return verdict{revoke: "policy"}, nil
+		return verdict{revoke: revokePolicy}, nil
 	}
 	if !injector.ValidID(id) {
 		r.refuse(pod, EventInvalidID, id, "no egress: the id %q was not set by the admission webhook; delete and create the pod again", id)
-		return verdict{revoke: "policy"}, nil
+		return verdict{revoke: revokePolicy}, nil
 	}
 	if pod.Annotations[v1alpha1.QuarantineAnnotation] == "true" {
 		r.refuse(pod, EventQuarantined, id, "quarantined: token and network access were taken away; remove the annotation %s to give them back", v1alpha1.QuarantineAnnotation)
-		return verdict{revoke: "quarantined"}, nil
+		return verdict{revoke: revokeQuarantined}, nil
 	}
 	r.notify.forget(pod, EventQuarantined, id)
 	v := verdict{id: id, containerID: injector.ContainerID(pod)}
 	if err := token.ValidateContainerID(v.containerID); err != nil {
 		r.refuse(pod, EventInvalidContainerID, v.containerID, "no egress: annotation %s %v", v1alpha1.ContainerIDAnnotation, err)
-		return verdict{revoke: "policy"}, nil
+		return verdict{revoke: revokePolicy}, nil
 	}
 	if err := r.twins(ctx, pod, v.containerID); err != nil {
 		return verdict{}, err

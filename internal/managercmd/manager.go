@@ -16,7 +16,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
-	crmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
 	"sigs.k8s.io/controller-runtime/pkg/metrics/filters"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	"sigs.k8s.io/controller-runtime/pkg/webhook"
@@ -76,7 +75,7 @@ func New(ctx context.Context, cfg *rest.Config, o Options) (manager.Manager, err
 			SecureServing:  true,
 			FilterProvider: filters.WithAuthenticationAndAuthorization,
 		},
-		WebhookServer: webhook.NewServer(webhook.Options{Port: o.WebhookPort, CertDir: o.CertDir}),
+		WebhookServer: webhook.NewServer(webhook.Options{Host: o.WebhookHost, Port: o.WebhookPort, CertDir: o.CertDir}),
 		Controller:    config.Controller{EnableWarmup: &warm, ReconciliationTimeout: reconcileTimeout},
 	})
 	if err != nil {
@@ -98,7 +97,7 @@ func New(ctx context.Context, cfg *rest.Config, o Options) (manager.Manager, err
 }
 
 func addControllers(ctx context.Context, mgr manager.Manager, o Options, p parsed) error {
-	metrics, err := pod.NewMetrics(crmetrics.Registry)
+	metrics, err := pod.NewMetrics(o.Registerer)
 	if err != nil {
 		return fmt.Errorf("register metrics: %w", err)
 	}

@@ -10,11 +10,13 @@ import (
 	"os"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/pflag"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	crmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
 
 	"github.com/sandbox-egress/sandbox-egress/controllers/pod"
 )
@@ -72,6 +74,10 @@ type Options struct {
 	Jitter pod.Jitter
 	// NewClient wraps the manager's client, for faults between it and the API server.
 	NewClient client.NewClientFunc
+	// Registerer takes the operator's own metrics; controller-runtime's registry by default.
+	Registerer prometheus.Registerer
+	// WebhookHost limits the webhook server to one address; all of them when empty.
+	WebhookHost string
 	// WithoutWebhooks runs the controllers alone. It has no flag: without its webhooks the
 	// operator gives no sandbox an identity.
 	WithoutWebhooks bool
@@ -96,6 +102,7 @@ func NewOptions() Options {
 		LogLevel:       "info",
 		Clock:          clock.RealClock{},
 		Jitter:         pod.RandomJitter,
+		Registerer:     crmetrics.Registry,
 	}
 }
 

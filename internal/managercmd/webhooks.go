@@ -28,6 +28,7 @@ func addWebhooks(mgr manager.Manager, o Options) error {
 	start := func() error {
 		err := webhook.Setup(mgr, webhook.Config{
 			Injector:     injector.Config{Image: o.Image, ImagePullPolicy: corev1.PullPolicy(o.ImagePullPolicy)},
+			Metrics:      o.Registerer,
 			OperatorUser: "system:serviceaccount:" + o.Namespace + ":" + ServiceAccount,
 		})
 		if err != nil {

@@ -9,11 +9,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -33,6 +36,7 @@ type Env struct {
 	Client client.WithWatch
 	Config *rest.Config
 	env    *envtest.Environment
+	dir    string
 }
 
 // Root is the root of the repository.
@@ -71,15 +75,41 @@ func Start(flags map[string]string) (*Env, error) {
 	if err != nil {
 		return nil, errors.Join(err, env.Stop())
 	}
-	e := &Env{Client: c, Config: cfg, env: env}
-	if err := e.createNamespace(context.Background(), managercmd.NewOptions().Namespace); err != nil {
+	dir, err := os.MkdirTemp("", "managertest-")
+	if err != nil {
 		return nil, errors.Join(err, env.Stop())
+	}
+	e := &Env{Client: c, Config: cfg, env: env, dir: dir}
+	if err := os.WriteFile(e.kubeconfig(), env.KubeConfig, 0o600); err != nil {
+		return nil, errors.Join(err, e.Stop())
+	}
+	if err := e.createNamespace(context.Background(), managercmd.NewOptions().Namespace); err != nil {
+		return nil, errors.Join(err, e.Stop())
 	}
 	return e, nil
 }
 
 // Stop stops the API server and etcd.
-func (e *Env) Stop() error { return e.env.Stop() }
+func (e *Env) Stop() error { return errors.Join(e.env.Stop(), os.RemoveAll(e.dir)) }
+
+func (e *Env) kubeconfig() string { return filepath.Join(e.dir, "kubeconfig") }
+
+// Kubectl runs kubectl as the cluster's administrator and returns what it says.
+func (e *Env) Kubectl(ctx context.Context, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, filepath.Join(os.Getenv("KUBEBUILDER_ASSETS"), "kubectl"), args...)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+e.kubeconfig(), "HOME="+e.dir)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return string(out), fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, out)
+	}
+	return string(out), nil
+}
+
+// StopAPIServer stops the API server and leaves etcd alone; StartAPIServer brings it back.
+func (e *Env) StopAPIServer() error { return e.env.ControlPlane.APIServer.Stop() }
+
+// StartAPIServer starts the API server again after StopAPIServer.
+func (e *Env) StartAPIServer() error { return e.env.ControlPlane.APIServer.Start() }
 
 func (e *Env) createNamespace(ctx context.Context, name string) error {
 	return e.Client.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}})
@@ -100,6 +130,8 @@ func Options() managercmd.Options {
 	o.MetricsAddress = "0"
 	o.HealthAddress = "0"
 	o.WithoutWebhooks = true
+	// Metrics of one process are registered once; here several managers run in it.
+	o.Registerer = prometheus.NewRegistry()
 	return o
 }
 
