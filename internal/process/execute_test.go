@@ -231,7 +231,7 @@ func TestExecuteStream(t *testing.T) {
 
 func TestExecuteStreamHonoursTheOutputLimit(t *testing.T) {
 	s := startLocal(t, nil)
-	_, b := s.do("POST", "/execute", strings.NewReader(`{"command":"head -c 300000 /dev/zero; echo e >&2","max_output_bytes":100000}`), "Accept", ndjson)
+	_, b := s.do("POST", "/execute", strings.NewReader(`{"command":"head -c 300000 /dev/zero | tr '\\0' x; echo e >&2","max_output_bytes":100000}`), "Accept", ndjson)
 	got := 0
 	var last execution
 	for line := range bytes.Lines(b) {

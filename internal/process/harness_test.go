@@ -125,8 +125,8 @@ var serverBinary struct {
 	err  error
 }
 
-// binary builds the program as it is shipped.
-func binary(t testing.TB) string {
+// builtServer builds the program as it is shipped.
+func builtServer(t testing.TB) string {
 	t.Helper()
 	b := &serverBinary
 	b.once.Do(func() {
@@ -413,7 +413,7 @@ func startRemote(t testing.TB, o remoteOptions) *remote {
 	if o.pid1 {
 		needRoot(t)
 		env = helperEnviron("pid1")
-		argv = append([]string{os.Args[0], binary(t)}, args...)
+		argv = append([]string{os.Args[0], builtServer(t)}, args...)
 	}
 	if o.netns != "" {
 		argv = append([]string{"nsenter", "--net=/var/run/netns/" + o.netns}, argv...)

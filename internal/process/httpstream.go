@@ -1,9 +1,11 @@
 package process
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"slices"
 	"strconv"
@@ -149,7 +151,7 @@ func (s *Server) streamWebSocket(w http.ResponseWriter, r *http.Request, p *Proc
 			Message: "only " + frame.Protocol + " is spoken here"})
 		return
 	}
-	conn, err := websocket.Accept(w, r, &websocket.AcceptOptions{Subprotocols: []string{frame.Protocol}})
+	conn, err := websocket.Accept(&messageWriter{w, s.cfg.WebSocketBuffer}, r, &websocket.AcceptOptions{Subprotocols: []string{frame.Protocol}})
 	if err != nil {
 		return // Accept has answered
 	}
@@ -161,6 +163,22 @@ func (s *Server) streamWebSocket(w http.ResponseWriter, r *http.Request, p *Proc
 	if err := ws.run(ctx, since); err != nil && kill {
 		p.Kill(killDisconnect, p.spec.grace)
 	}
+}
+
+// messageWriter makes the buffer of a hijacked connection large enough for one
+// message, which otherwise takes two write(2) calls.
+type messageWriter struct {
+	http.ResponseWriter
+	size int
+}
+
+func (m *messageWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, brw, err := http.NewResponseController(m.ResponseWriter).Hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	// RFC 6455 section 5.2: a frame header takes 14 bytes at most; one for the channel.
+	return conn, bufio.NewReadWriter(brw.Reader, bufio.NewWriterSize(conn, m.size+15)), nil
 }
 
 func offeredProtocols(r *http.Request) []string {

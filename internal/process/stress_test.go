@@ -67,7 +67,7 @@ func hasCgroup1() bool {
 }
 
 func TestTenThousandShortProcesses(t *testing.T) {
-	s := startRemote(t, remoteOptions{binary: binary(t)})
+	s := startRemote(t, remoteOptions{binary: builtServer(t)})
 	const total = 10_000
 	var wg sync.WaitGroup
 	var next atomic.Int64
@@ -124,7 +124,7 @@ func childrenOf(pid int) []string {
 const gib = 1 << 30
 
 func TestGibibyteOfOutputIntoAnAnswer(t *testing.T) {
-	s := startRemote(t, remoteOptions{binary: binary(t)})
+	s := startRemote(t, remoteOptions{binary: builtServer(t)})
 	got := s.execute(map[string]any{"command": fmt.Sprintf("head -c %d /dev/zero | tr '\\0' x; echo end >&2", gib)})
 	if len(got.Stdout) != 1<<20 || strings.Trim(got.Stdout, "x") != "" || !got.Truncated || got.Stderr != "end\n" || got.ExitCode != 0 {
 		t.Errorf("%d bytes, truncated %v, stderr %q, exit code %d", len(got.Stdout), got.Truncated, got.Stderr, got.ExitCode)
@@ -135,7 +135,7 @@ func TestGibibyteOfOutputIntoAnAnswer(t *testing.T) {
 }
 
 func TestGibibyteOverAWebSocketLosesNothing(t *testing.T) {
-	s := startRemote(t, remoteOptions{binary: binary(t), args: []string{"-slow-reader-timeout", "30s"}})
+	s := startRemote(t, remoteOptions{binary: builtServer(t), args: []string{"-slow-reader-timeout", "30s"}})
 	v := s.start(map[string]any{"command": fmt.Sprintf("read x; head -c %d /dev/zero", gib)})
 	conn := s.ws(v.ID, "")
 	send(t, conn, []byte("\x00\n"))
@@ -354,7 +354,7 @@ func TestUsageErrors(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			var out bytes.Buffer
-			cmd := exec.Command(binary(t), tt.args...)
+			cmd := exec.Command(builtServer(t), tt.args...)
 			cmd.Stderr = &out
 			err := cmd.Run()
 			if code := cmd.ProcessState.ExitCode(); code != tt.code || !strings.Contains(out.String(), tt.want) {

@@ -197,6 +197,7 @@ func BenchmarkStream(b *testing.B) {
 				}
 			}
 			b.ReportMetric(float64(s.peakRSS(b)>>20), "peak-MiB")
+			b.ReportMetric(s.cpu(b).Seconds()/float64(b.N), "cpu-s/GiB")
 		})
 	}
 }
@@ -226,7 +227,7 @@ func TestTargets(t *testing.T) {
 		begin := time.Now()
 		n := stream(t, s)
 		rate := float64(n) / time.Since(begin).Seconds()
-		t.Logf("%s: %.0f MB/s, %d MiB resident at most", name, rate/1e6, s.peakRSS(t)>>20)
+		t.Logf("%s: %.0f MB/s, %v of server CPU, %d MiB resident at most", name, rate/1e6, s.cpu(t), s.peakRSS(t)>>20)
 		if n != streamBytes {
 			t.Errorf("%s: got %d bytes", name, n)
 		}

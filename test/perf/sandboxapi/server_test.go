@@ -138,6 +138,26 @@ func (s *server) peakRSS(tb testing.TB) int64 {
 	return 0
 }
 
+// cpu is the processor time the server itself has used, user and system.
+func (s *server) cpu(tb testing.TB) time.Duration {
+	tb.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.pid))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(b), ") ")
+	f := strings.Fields(rest)
+	var ticks int64
+	for _, v := range f[11:13] { // utime, stime of proc_pid_stat(5)
+		n, err := strconv.ParseInt(v, 10, 64)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * 10 * time.Millisecond // USER_HZ is 100 on Linux
+}
+
 // measure calls f n times and returns how long each took.
 func measure(n int, f func()) []time.Duration {
 	out := make([]time.Duration, n)
