@@ -83,7 +83,7 @@ func diagnose(ctx context.Context, p *platform.Platform) error {
 	defer f.Close()
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	p.Diagnose(ctx, f)
+	p.Diagnose(ctx, f, namespace)
 	fmt.Println("the cluster's state and logs are in", f.Name())
 	return nil
 }

@@ -25,6 +25,9 @@ const (
 	soon = 30 * time.Second
 )
 
+// namespaces that were made, oldest first.
+var namespaces []string
+
 // newNamespace makes a namespace of a name of its own, and deletes it after the container
 // or spec that made it.
 func newNamespace(ctx context.Context, prefix string) string {
@@ -42,6 +45,7 @@ func newNamespaceForSuite(ctx context.Context, prefix string) string {
 	GinkgoHelper()
 	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: prefix + "-"}}
 	Expect(p.Client.Create(ctx, ns)).To(Succeed())
+	namespaces = append(namespaces, ns.Name)
 	return ns.Name
 }
 

@@ -12,7 +12,6 @@ import (
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/sandbox-egress/sandbox-egress/api/v1alpha1"
 	"github.com/sandbox-egress/sandbox-egress/test/cluster/node"
 	"github.com/sandbox-egress/sandbox-egress/test/e2e/platform"
 )
@@ -24,14 +23,12 @@ const tolerance = 2 * time.Second
 func outageSpecs() {
 	Describe("a running sandbox keeps what is allowed, and nothing else", Ordered, func() {
 		var ns string
-		var policy *v1alpha1.SandboxEgress
 		var pod *corev1.Pod
 		var monitor *platform.Monitor
 
 		BeforeAll(func(ctx SpecContext) {
 			ns = newNamespace(ctx, "outage")
-			policy = platform.Policy(ns, "agents", "allowed.example")
-			ready(ctx, policy)
+			ready(ctx, platform.Policy(ns, "agents", "allowed.example"))
 			pod = platform.Sandbox(ns, "sandbox")
 			ready(ctx, pod)
 			monitor = startMonitor(ctx, pod)
@@ -52,8 +49,6 @@ func outageSpecs() {
 			before := pod.DeepCopy()
 			pod.Labels["app"] = "released"
 			Expect(p.Client.Patch(ctx, pod, client.MergeFrom(before))).To(MatchError(ContainSubstring("cannot change while it runs")))
-			By("applying policy edits without the operator")
-			patch(ctx, policy, func() { policy.Spec.DeniedHosts = []v1alpha1.HostPattern{"unused.example"} })
 
 			scaleOperator(ctx, 2)
 			ready(ctx, platform.Sandbox(ns, "new"))

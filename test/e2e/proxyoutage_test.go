@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -52,13 +53,16 @@ func proxyOutageSpecs() {
 
 		It("a sandbox hardly notices when one after the other crashes", func(ctx SpecContext) {
 			begin := time.Now()
-			for range 2 {
-				restarts := restartsOf(proxiesReady(ctx, policy, 2))
+			for _, proxy := range proxiesReady(ctx, policy, 2) {
+				restarts := proxy.Status.ContainerStatuses[0].RestartCount
 				// The kernel's OOM killer does the same.
-				id := proxyProcess(policy)
-				Expect(id.Signal(unix.SIGKILL)).To(Succeed())
+				Expect(processOf(&proxy, "/egress-proxy").Signal(unix.SIGKILL)).To(Succeed())
 				Eventually(func(g Gomega) {
-					g.Expect(restartsOf(readyProxies(ctx, g, policy, 2))).To(BeNumerically(">", restarts))
+					for _, now := range readyProxies(ctx, g, policy, 2) {
+						if now.UID == proxy.UID {
+							g.Expect(now.Status.ContainerStatuses[0].RestartCount).To(BeNumerically(">", restarts))
+						}
+					}
 				}).WithContext(ctx).WithTimeout(long).Should(Succeed())
 			}
 			undisturbed(ctx, monitor, begin)
@@ -85,34 +89,24 @@ func proxiesReady(ctx context.Context, policy *v1alpha1.SandboxEgress, want int)
 	return pods
 }
 
-func restartsOf(pods []corev1.Pod) (n int32) {
-	for _, pod := range pods {
-		for _, c := range pod.Status.ContainerStatuses {
-			n += c.RestartCount
-		}
-	}
-	return n
-}
-
-// proxyProcess is the oldest process of the policy's proxies, so that a second call after a
-// crash returns another one.
-func proxyProcess(policy *v1alpha1.SandboxEgress) process.ID {
+// processOf finds the pod's process with that program; the kubelet names the cgroups of a
+// pod after its UID.
+func processOf(pod *corev1.Pod, program string) process.ID {
 	GinkgoHelper()
-	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	dirs, err := filepath.Glob("/proc/[0-9]*")
 	Expect(err).NotTo(HaveOccurred())
-	var oldest process.ID
-	for _, file := range files {
-		content, err := os.ReadFile(file)
-		args := strings.Split(string(content), "\x00")
-		if err != nil || args[0] != "/egress-proxy" || !slices.Contains(args, "--policy="+policy.Namespace+"/"+policy.Name) {
-			continue
-		}
-		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
-		Expect(err).NotTo(HaveOccurred())
-		if id, err := process.Find(pid); err == nil && (oldest.PID == 0 || id.Start < oldest.Start) {
-			oldest = id
+	for _, dir := range dirs {
+		// What has ended meanwhile cannot be read.
+		args, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
+		cgroup, _ := os.ReadFile(filepath.Join(dir, "cgroup"))
+		if strings.HasPrefix(string(args), program+"\x00") && strings.Contains(string(cgroup), "pod"+string(pod.UID)) {
+			pid, err := strconv.Atoi(filepath.Base(dir))
+			Expect(err).NotTo(HaveOccurred())
+			id, err := process.Find(pid)
+			Expect(err).NotTo(HaveOccurred())
+			return id
 		}
 	}
-	Expect(oldest.PID).NotTo(BeZero(), "no process of the proxy")
-	return oldest
+	Fail(fmt.Sprintf("pod %s runs no %s", pod.Name, program))
+	return process.ID{}
 }

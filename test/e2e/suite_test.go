@@ -66,9 +66,9 @@ var _ = BeforeSuite(func(ctx SpecContext) {
 	GinkgoWriter.Printf("the chart was installed after %.0f s\n", time.Since(begin).Seconds())
 }, NodeTimeout(25*time.Minute))
 
-// One container, so that the order is the one written here: expiry needs minutes to pass,
-// in which the others run, and the last ones take the operator away.
-var _ = Describe("Sandbox Egress", func() {
+// Ordered, so that the order is the one written here: expiry needs minutes to pass, in which
+// the others run, and the last ones take the operator away.
+var _ = Describe("Sandbox Egress", Ordered, ContinueOnFailure, func() {
 	JustAfterEach(func() {
 		if CurrentSpecReport().Failed() {
 			diagnose()
@@ -92,5 +92,6 @@ var _ = Describe("Sandbox Egress", func() {
 func diagnose() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	p.Diagnose(ctx, GinkgoWriter)
+	// The current spec plays in the last two at most.
+	p.Diagnose(ctx, GinkgoWriter, namespaces[max(0, len(namespaces)-2):]...)
 }

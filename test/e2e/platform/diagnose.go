@@ -7,32 +7,37 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/sandbox-egress/sandbox-egress/api/v1alpha1"
 )
 
-// Diagnose writes what is needed to understand a failure: the components, pods, policies,
-// Events, descriptions of pods that are not Ready, and the ends of the operator's and the
-// proxies' logs.
-func (p *Platform) Diagnose(ctx context.Context, w io.Writer) {
+// Diagnose writes what is needed to understand a failure: the components, all pods and
+// policies, and of the operator's and the given namespaces the Events, the pods that are not
+// Ready, and the ends of the operator's and the proxies' logs.
+func (p *Platform) Diagnose(ctx context.Context, w io.Writer, namespaces ...string) {
 	fmt.Fprintln(w, "=== components")
 	for _, s := range p.Cluster.Status(ctx) {
 		fmt.Fprintf(w, "%-24s running=%v %s\n", s.Name, s.Running, s.Problem)
 	}
 	p.dump(ctx, w, "get", "pods", "-A", "-o", "wide")
-	p.dump(ctx, w, "get", "sandboxegresses", "-A", "-o", "yaml")
-	p.dump(ctx, w, "get", "networkpolicies,secrets", "-A")
-	p.dump(ctx, w, "get", "events", "-A", "--sort-by=.lastTimestamp")
-	var pods corev1.PodList
-	if err := p.Client.List(ctx, &pods); err != nil {
-		fmt.Fprintln(w, "listing pods:", err)
-		return
-	}
-	for i := range pods.Items {
-		pod := &pods.Items[i]
-		if PodReady(pod) != nil && pod.Status.Phase != corev1.PodSucceeded {
-			p.dump(ctx, w, "-n", pod.Namespace, "describe", "pod", pod.Name)
+	p.dump(ctx, w, "get", "sandboxegresses", "-A")
+	for _, namespace := range append([]string{SystemNamespace}, namespaces...) {
+		p.dump(ctx, w, "-n", namespace, "get", "sandboxegresses", "-o", "jsonpath={range .items[*]}{.metadata.name}{\" \"}{.status}{\"\\n\"}{end}")
+		p.dump(ctx, w, "-n", namespace, "get", "networkpolicies,secrets,services,endpointslices")
+		p.dump(ctx, w, "-n", namespace, "get", "events", "--sort-by=.lastTimestamp")
+		var pods corev1.PodList
+		if err := p.Client.List(ctx, &pods, client.InNamespace(namespace)); err != nil {
+			fmt.Fprintln(w, "listing pods:", err)
+			return
 		}
-		if pod.Namespace == SystemNamespace || pod.Labels["egress.sandbox.dev/component"] == "proxy" {
-			p.dump(ctx, w, "-n", pod.Namespace, "logs", pod.Name, "--all-containers", "--prefix=false", "--tail=60")
+		for i := range pods.Items {
+			pod := &pods.Items[i]
+			if PodReady(pod) != nil && pod.Status.Phase != corev1.PodSucceeded {
+				p.dump(ctx, w, "-n", namespace, "describe", "pod", pod.Name)
+			}
+			if namespace == SystemNamespace || pod.Labels[v1alpha1.ComponentLabel] == v1alpha1.ComponentProxy {
+				p.dump(ctx, w, "-n", namespace, "logs", pod.Name, "--tail=40")
+			}
 		}
 	}
 }
@@ -50,7 +55,7 @@ func (p *Platform) dump(ctx context.Context, w io.Writer, args ...string) {
 func (p *Platform) ProxyPods(ctx context.Context, namespace, policy string) ([]corev1.Pod, error) {
 	var list corev1.PodList
 	err := p.Client.List(ctx, &list, client.InNamespace(namespace), client.MatchingLabels{
-		"egress.sandbox.dev/component": "proxy", "egress.sandbox.dev/policy": policy,
+		v1alpha1.ComponentLabel: v1alpha1.ComponentProxy, v1alpha1.PolicyKey: policy,
 	})
 	return list.Items, err
 }
