@@ -156,7 +156,11 @@ func run(parent context.Context, s *settings, sources map[string]SourceFactory, 
 		return nil
 	})
 	g.Go(func() error { reload.run(ctx, hup); return nil })
-	g.Go(func() error { return server.Serve(listeners.proxy) })
+	g.Go(func() error {
+		stop := context.AfterFunc(ctx, func() { _ = listeners.proxy.Close() })
+		defer stop()
+		return server.Serve(listeners.proxy)
+	})
 	if listeners.admin != nil {
 		g.Go(func() error { return serveHTTP(ctx, listeners.admin, adminHandler(reg, ready)) })
 	}
