@@ -76,6 +76,7 @@ type options struct {
 	filesRoot    string
 	drainTimeout time.Duration
 	logLevel     string
+	install      string
 	version      bool
 }
 
@@ -124,6 +125,7 @@ func (o *options) flags(out io.Writer) *flag.FlagSet {
 	f.StringVar(&o.filesRoot, "files-root", "/workspace", "directory of the files API, created if missing; empty turns the API off")
 	f.DurationVar(&o.drainTimeout, "drain-timeout", 20*time.Second, "how long executions may go on after SIGTERM")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+	f.StringVar(&o.install, "install", "", "copy this program to a path and exit")
 	f.BoolVar(&o.version, "version", false, "print the version and exit")
 	return f
 }
@@ -195,6 +197,13 @@ func Main(ctx context.Context, version string, args []string, stderr io.Writer) 
 	if f.NArg() > 0 {
 		return usage(fmt.Errorf("unexpected argument %q", f.Arg(0)))
 	}
+	if o.install != "" {
+		if err := install(o.install); err != nil {
+			_, _ = fmt.Fprintf(stderr, "sandbox-api: --install: %v\n", err)
+			return exitFailure
+		}
+		return exitOK
+	}
 	if err := o.validate(); err != nil {
 		return usage(err)
 	}
@@ -237,7 +246,7 @@ func run(ctx context.Context, version string, o *options, log *slog.Logger) (err
 	}
 	backend, err := limit.Select(limit.Options{
 		Limits:  limit.Limits{MemoryBytes: o.memoryLimit, CPUShares: o.cpuShares, PIDs: o.pidsLimit},
-		Backend: o.limitsBackend, Require: o.requireLimits, CgroupParent: o.cgroupParent,
+		Backend: o.limitsBackend, Require: o.requireLimits, CgroupParent: o.cgroupParent, Inherit: true,
 	})
 	if err != nil {
 		return err

@@ -90,6 +90,9 @@ type Options struct {
 	Limits  Limits
 	Backend string // Auto or one of the names
 	Require bool   // refuse a backend that holds limits by polling only
+	// Inherit lets the rlimits backend limit this process itself, for good, so that
+	// children inherit it.
+	Inherit bool
 	// CgroupParent is a directory below each cgroup mount to create scopes in; by
 	// default the cgroup of this process.
 	CgroupParent string

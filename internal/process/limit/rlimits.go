@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -17,6 +19,12 @@ import (
 // new memory a second overshoots by 100 MB in it; RLIMIT_DATA bounds what it misses.
 const watchInterval = 50 * time.Millisecond
 
+// nprocRoom is added to RLIMIT_NPROC. It counts the processes of a user id in the
+// whole user namespace, other containers of the node included, so a limit without
+// room would refuse every fork where many pods share an id. It is the backstop for
+// what a fork bomb does between two looks of the watchdog.
+const nprocRoom = 4096
+
 // MarkEnv is the environment variable by which orphans are recognised.
 const MarkEnv = "SANDBOX_PROCESS_ID"
 
@@ -24,10 +32,12 @@ const MarkEnv = "SANDBOX_PROCESS_ID"
 // process, and a watchdog that sums up the tree. This process must be a subreaper
 // (or PID 1), or descendants whose parent dies are lost to it.
 type rlimits struct {
-	limits   Limits
-	ptrace   bool
-	prlimit  func(pid, resource int, v uint64) error
-	interval time.Duration
+	limits Limits
+	ptrace bool
+	// What children inherit from this process, and need not be given each.
+	inheritsData, inheritsNproc bool
+	prlimit                     func(pid, resource int, v uint64) error
+	interval                    time.Duration
 
 	mu      sync.Mutex
 	live    map[*scopeR]bool
@@ -55,8 +65,45 @@ func OpenRlimits(o Options) (Backend, error) {
 		live: map[*scopeR]bool{}, wake: make(chan struct{}, 1), stop: make(chan struct{}),
 		owned: owned{self: os.Getpid(), roots: map[int]*scopeR{}},
 	}
+	if o.Inherit {
+		if err := b.inherit(); err != nil {
+			return nil, err
+		}
+	}
 	b.done.Go(b.watch)
 	return b, nil
+}
+
+// inherit sets the limits on this process. That needs no CAP_SYS_RESOURCE for
+// children of other users and leaves no moment without limits. RLIMIT_NPROC would
+// also stop this process from making threads, which ends a Go program, but for the
+// root user of the initial user namespace, to whom it does not apply.
+func (b *rlimits) inherit() error {
+	if b.limits.MemoryBytes > 0 {
+		if err := b.prlimit(0, unix.RLIMIT_DATA, b.dataLimit()); err != nil {
+			return fmt.Errorf("set RLIMIT_DATA: %w", err)
+		}
+		b.inheritsData = true
+	}
+	if b.limits.PIDs > 0 && os.Getuid() == 0 && initialUserNamespace() {
+		if err := b.prlimit(0, unix.RLIMIT_NPROC, b.limits.PIDs+nprocRoom); err != nil {
+			return fmt.Errorf("set RLIMIT_NPROC: %w", err)
+		}
+		b.inheritsNproc = true
+	}
+	return nil
+}
+
+// initialUserNamespace: the initial one maps all ids to themselves,
+// user_namespaces(7).
+func initialUserNamespace() bool {
+	b, err := os.ReadFile("/proc/self/uid_map")
+	return err == nil && slices.Equal(strings.Fields(string(b)), []string{"0", "0", "4294967295"})
+}
+
+// perChild tells whether a child has to be given limits.
+func (b *rlimits) perChild() bool {
+	return b.limits.MemoryBytes > 0 && !b.inheritsData || b.limits.PIDs > 0 && !b.inheritsNproc
 }
 
 func setRlimit(pid, resource int, v uint64) error {
@@ -109,9 +156,9 @@ func (b *rlimits) Info() Info {
 			fmt.Sprintf("resident memory of the tree, looked at every %v; RLIMIT_DATA holds each process at %d bytes", b.interval, b.dataLimit())),
 		CPU: enforced(l.CPUShares, "nothing", "CPU shares need a cgroup"),
 		PIDs: enforced(l.PIDs, "watchdog",
-			fmt.Sprintf("tasks of the tree, looked at every %v, an eighth over is let pass; RLIMIT_NPROC holds each user but root", b.interval)),
+			fmt.Sprintf("tasks of the tree, looked at every %v, an eighth over is let pass; RLIMIT_NPROC holds each user but root at %d, other containers included", b.interval, b.limits.PIDs+nprocRoom)),
 	}
-	if !b.ptrace {
+	if b.perChild() && !b.ptrace {
 		i.Notes = append(i.Notes, "ptrace(2) is not allowed here: resource limits apply a moment after a process has started")
 	}
 	b.mu.Lock()
@@ -193,7 +240,7 @@ func (b *rlimits) look() {
 			s.verdict.OOM = true
 		}
 		// A table that is read while processes come and go counts some twice, so an
-		// eighth is let pass; RLIMIT_NPROC is exact.
+		// eighth is let pass.
 		if p := b.limits.PIDs; p > 0 && tasks > p+p/8 {
 			s.verdict.PIDs = true
 		}
@@ -283,7 +330,8 @@ func (s *scopeR) SetMark(entry string) {
 
 func (s *scopeR) Fork(sys *syscall.SysProcAttr, fork func() (int, error)) (int, error) {
 	b := s.backend
-	if b.ptrace {
+	stop := b.ptrace && b.perChild()
+	if stop {
 		// Stopped at the first instruction until the limits are in place. The tracer
 		// is the thread that forked.
 		runtime.LockOSThread()
@@ -294,7 +342,7 @@ func (s *scopeR) Fork(sys *syscall.SysProcAttr, fork func() (int, error)) (int, 
 	if err != nil {
 		return 0, err
 	}
-	alive := !b.ptrace || waitStop(pid)
+	alive := !stop || waitStop(pid)
 	b.mu.Lock()
 	s.root = pid
 	b.owned.roots[pid] = s
@@ -302,7 +350,7 @@ func (s *scopeR) Fork(sys *syscall.SysProcAttr, fork func() (int, error)) (int, 
 		b.restrict(pid)
 	}
 	b.mu.Unlock()
-	if b.ptrace && alive {
+	if stop && alive {
 		if err := unix.PtraceDetach(pid); err != nil && !errors.Is(err, unix.ESRCH) {
 			// It cannot run any further; its exit is reported like any other.
 			_ = unix.Kill(pid, unix.SIGKILL)
@@ -317,11 +365,11 @@ func (b *rlimits) restrict(pid int) {
 			b.refused = err
 		}
 	}
-	if b.limits.MemoryBytes > 0 {
+	if b.limits.MemoryBytes > 0 && !b.inheritsData {
 		set(unix.RLIMIT_DATA, b.dataLimit())
 	}
-	if b.limits.PIDs > 0 {
-		set(unix.RLIMIT_NPROC, b.limits.PIDs)
+	if b.limits.PIDs > 0 && !b.inheritsNproc {
+		set(unix.RLIMIT_NPROC, b.limits.PIDs+nprocRoom)
 	}
 }
 
