@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"math/big"
@@ -23,7 +24,9 @@ import (
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
@@ -227,6 +230,54 @@ var _ = Describe("An installation from config/default", Ordered, func() {
 				}
 			})
 		}
+
+		It("has the rights for a sandbox's whole life: quarantine, drift, completion, deletion", func(ctx SpecContext) {
+			ns, err := env.Namespace(ctx)
+			Expect(err).NotTo(HaveOccurred())
+			p := managertest.Policy(ns, "agents")
+			Expect(env.Client.Create(ctx, p)).To(Succeed())
+			Eventually(func(g Gomega) {
+				g.Expect(env.Client.Get(ctx, client.ObjectKeyFromObject(p), p)).To(Succeed())
+				g.Expect(p.Status.ProxyAddress).NotTo(BeEmpty())
+			}).Should(Succeed())
+			pod := managertest.Pod(ns, "agent", map[string]string{"app": "sandbox"})
+			Eventually(func() error { pod.ResourceVersion = ""; return env.Client.Create(ctx, pod) }).Should(Succeed())
+			name := client.ObjectKey{Namespace: ns, Name: v1alpha1.IdentityName(pod.Annotations[v1alpha1.IDKey])}
+			identity := func() error {
+				return errors.Join(env.Client.Get(ctx, name, new(corev1.Secret)), env.Client.Get(ctx, name, new(networkingv1.NetworkPolicy)))
+			}
+			gone := func() bool {
+				return apierrors.IsNotFound(env.Client.Get(ctx, name, new(corev1.Secret))) && apierrors.IsNotFound(env.Client.Get(ctx, name, new(networkingv1.NetworkPolicy)))
+			}
+			Eventually(identity).Should(Succeed())
+			quarantine := func(value string) {
+				GinkgoHelper()
+				patch := fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%s}}}`, v1alpha1.QuarantineAnnotation, value)
+				Expect(env.Client.Patch(ctx, pod.DeepCopy(), client.RawPatch("application/merge-patch+json", patch))).To(Succeed())
+			}
+			quarantine(`"true"`)
+			Eventually(gone).Should(BeTrue())
+			quarantine("null")
+			Eventually(identity).Should(Succeed())
+
+			deny := new(networkingv1.NetworkPolicy)
+			denyKey := client.ObjectKey{Namespace: ns, Name: v1alpha1.DefaultDenyName("agents")}
+			Expect(env.Client.Get(ctx, denyKey, deny)).To(Succeed())
+			deny.Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{}}
+			Expect(env.Client.Update(ctx, deny)).To(Succeed())
+			Eventually(func(g Gomega) {
+				live := new(networkingv1.NetworkPolicy)
+				g.Expect(env.Client.Get(ctx, denyKey, live)).To(Succeed())
+				g.Expect(live.Spec.Egress).To(BeEmpty())
+			}).Should(Succeed())
+
+			Expect(env.Client.Delete(ctx, p)).To(Succeed())
+			Eventually(gone).Should(BeTrue())
+			Consistently(func() error { return env.Client.Get(ctx, denyKey, new(networkingv1.NetworkPolicy)) }, 500*time.Millisecond).Should(Succeed())
+			Expect(env.SimulatePodStatus(ctx, pod, func(s *corev1.PodStatus) { s.Phase = corev1.PodSucceeded })).To(Succeed())
+			Eventually(func() bool { return apierrors.IsNotFound(env.Client.Get(ctx, client.ObjectKeyFromObject(p), p)) }).Should(BeTrue())
+			Expect(apierrors.IsNotFound(env.Client.Get(ctx, denyKey, deny))).To(BeTrue())
+		})
 
 		It("refuses a bad policy with the field and what to write instead", func(ctx SpecContext) {
 			ns, err := env.Namespace(ctx)

@@ -105,12 +105,6 @@ func (e *Env) Kubectl(ctx context.Context, args ...string) (string, error) {
 	return string(out), nil
 }
 
-// StopAPIServer stops the API server and leaves etcd alone; StartAPIServer brings it back.
-func (e *Env) StopAPIServer() error { return e.env.ControlPlane.APIServer.Stop() }
-
-// StartAPIServer starts the API server again after StopAPIServer.
-func (e *Env) StartAPIServer() error { return e.env.ControlPlane.APIServer.Start() }
-
 func (e *Env) createNamespace(ctx context.Context, name string) error {
 	return e.Client.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}})
 }

@@ -5,9 +5,11 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"strings"
 	"sync"
 	"time"
@@ -15,6 +17,7 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/sandbox-egress/sandbox-egress/api/v1alpha1"
@@ -46,13 +49,18 @@ func (oneAddress) LookupNetIP(context.Context, string, string) ([]netip.Addr, er
 
 func startProxy(p *v1alpha1.SandboxEgress) *liveProxy {
 	GinkgoHelper()
+	return startProxyWith(env.Config, p)
+}
+
+func startProxyWith(cfg *rest.Config, p *v1alpha1.SandboxEgress) *liveProxy {
+	GinkgoHelper()
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	echo, err := net.Listen("tcp", "127.0.0.1:0")
 	Expect(err).NotTo(HaveOccurred())
 	wg.Go(func() { serveEcho(echo) })
 
-	source, err := kube.New(env.Config, kube.Options{Namespace: p.Namespace, Policy: p.Name, ConfigMap: v1alpha1.JWKSName(p.Name)})
+	source, err := kube.New(cfg, kube.Options{Namespace: p.Namespace, Policy: p.Name, ConfigMap: v1alpha1.JWKSName(p.Name), Log: slog.New(slog.NewTextHandler(GinkgoWriter, nil))})
 	Expect(err).NotTo(HaveOccurred())
 	denials, err := source.Denials("test")
 	Expect(err).NotTo(HaveOccurred())
@@ -332,4 +340,131 @@ var _ = Describe("The real proxy on the real API server", func() {
 		Eventually(notes).Should(ContainElement(ContainSubstring("evil.example.net:5432")))
 		Consistently(notes, 300*time.Millisecond).Should(HaveLen(1))
 	})
+
+	It("keeps the last state while the API server is away, and catches up when it is back", func(ctx SpecContext) {
+		server, err := url.Parse(env.Config.Host)
+		Expect(err).NotTo(HaveOccurred())
+		l := newLink(server.Host)
+		DeferCleanup(l.close)
+		cfg := rest.CopyConfig(env.Config)
+		cfg.Host = "https://" + l.addr
+		px := startProxyWith(cfg, p)
+		DeferCleanup(px.stop)
+		Eventually(func() string { return status(px.addr, "db.example.net:5432", id, raw) }).Should(HavePrefix("200"))
+		Expect(px.source.Degraded()).To(Succeed())
+		open, _ := tunnel(px.addr, "db.example.net:5432", id, raw)
+		defer func() { _ = open.Close() }()
+
+		l.cut()
+		Eventually(px.source.Degraded).Should(HaveOccurred())
+		setHosts(ctx, "other.example.net:5432")
+		late, err := managertest.Injected(p, "late")
+		Expect(err).NotTo(HaveOccurred())
+		Expect(env.Client.Create(ctx, late)).To(Succeed())
+		Expect(env.SimulatePodStatus(ctx, late, func(s *corev1.PodStatus) { s.PodIP, s.PodIPs = "127.0.0.1", []corev1.PodIP{{IP: "127.0.0.1"}} })).To(Succeed())
+		lateID := late.Annotations[v1alpha1.IDKey]
+		var secret corev1.Secret
+		Eventually(func() error {
+			return env.Client.Get(ctx, client.ObjectKey{Namespace: p.Namespace, Name: v1alpha1.IdentityName(lateID)}, &secret)
+		}).Should(Succeed())
+		lateToken := string(secret.Data[v1alpha1.SecretKeyToken])
+		echoes(open)
+		Expect(px.store.Ready()).To(BeTrue())
+		Expect(status(px.addr, "db.example.net:5432", id, raw)).To(HavePrefix("200"), "the last policy")
+		Expect(status(px.addr, "other.example.net:5432", id, raw)).To(HavePrefix("403"))
+		Expect(status(px.addr, "db.example.net:5432", lateID, lateToken)).NotTo(HavePrefix("200"), "a container that it does not know")
+
+		l.restore()
+		Eventually(func() string { return status(px.addr, "other.example.net:5432", lateID, lateToken) }, time.Minute, 50*time.Millisecond).Should(HavePrefix("200"))
+		closedIn(open)
+		Eventually(px.source.Degraded, 15*time.Second).Should(Succeed())
+	})
 })
+
+// link is a way to the API server that can be cut.
+type link struct {
+	addr, to string
+	ln       net.Listener
+	wg       sync.WaitGroup
+	mu       sync.Mutex
+	down     bool
+	conns    map[net.Conn]struct{}
+}
+
+func newLink(to string) *link {
+	GinkgoHelper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	Expect(err).NotTo(HaveOccurred())
+	l := &link{addr: ln.Addr().String(), to: to, ln: ln, conns: map[net.Conn]struct{}{}}
+	l.wg.Go(func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			l.wg.Go(func() { l.carry(c) })
+		}
+	})
+	return l
+}
+
+// keep reports whether c may be used; it is closed with the link.
+func (l *link) keep(c net.Conn) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.down {
+		_ = c.Close()
+		return false
+	}
+	l.conns[c] = struct{}{}
+	return true
+}
+
+func (l *link) carry(c net.Conn) {
+	if !l.keep(c) {
+		return
+	}
+	far, err := net.Dial("tcp", l.to)
+	if err != nil {
+		_ = c.Close()
+		return
+	}
+	if !l.keep(far) {
+		_ = c.Close()
+		return
+	}
+	var wg sync.WaitGroup
+	for _, pair := range [][2]net.Conn{{c, far}, {far, c}} {
+		wg.Go(func() {
+			_, _ = io.Copy(pair[0], pair[1])
+			_ = pair[0].Close()
+			_ = pair[1].Close()
+		})
+	}
+	wg.Wait()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.conns, c)
+	delete(l.conns, far)
+}
+
+func (l *link) cut() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.down = true
+	for c := range l.conns {
+		_ = c.Close()
+	}
+}
+
+func (l *link) restore() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.down = false
+}
+
+func (l *link) close() {
+	_ = l.ln.Close()
+	l.cut()
+	l.wg.Wait()
+}

@@ -27,13 +27,9 @@ import (
 	"github.com/sandbox-egress/sandbox-egress/internal/policy"
 )
 
-const (
-	// gather is how long changes are gathered after one has been put in force. It bounds the
-	// cost of a namespace in which hundreds of pods start; a single change waits for nothing.
-	gather = 20 * time.Millisecond
-	// probeEvery is how often a lost API server is asked whether it is back.
-	probeEvery = 5 * time.Second
-)
+// gather is how long changes are gathered after one has been put in force. It bounds the
+// cost of a namespace in which hundreds of pods start; a single change waits for nothing.
+const gather = 20 * time.Millisecond
 
 // Options name what is watched.
 type Options struct {
@@ -53,7 +49,7 @@ type Source struct {
 	scheme *runtime.Scheme
 	mapper meta.RESTMapper
 
-	health health
+	health *health
 }
 
 // New makes a source; Run starts it. It does not talk to the API server yet.
@@ -70,7 +66,7 @@ func New(cfg *rest.Config, o Options) (*Source, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Source{opt: o, log: o.Log, cfg: cfg, scheme: scheme, mapper: mapper()}, nil
+	return &Source{opt: o, log: o.Log, cfg: cfg, scheme: scheme, mapper: mapper(), health: &health{log: o.Log}}, nil
 }
 
 // mapper knows the few kinds that are read, so that discovery, which is the first thing to
@@ -118,12 +114,6 @@ func (s *Source) Run(ctx context.Context, store *policy.Store) error {
 			failed <- err
 		}
 	})
-	probe, err := client.New(s.cfg, client.Options{Scheme: s.scheme, Mapper: s.mapper})
-	if err != nil {
-		return fmt.Errorf("make a client: %w", err)
-	}
-	wg.Go(func() { s.watchHealth(ctx, probe) })
-
 	if !c.WaitForCacheSync(ctx) {
 		select {
 		case err := <-failed:
@@ -161,7 +151,9 @@ func (s *Source) cache() (cache.Cache, error) {
 			s.opt.Namespace: {FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, name)},
 		}}
 	}
-	c, err := cache.New(s.cfg, cache.Options{
+	cfg := rest.CopyConfig(s.cfg)
+	cfg.Wrap(s.health.wrap)
+	c, err := cache.New(cfg, cache.Options{
 		Scheme: s.scheme,
 		Mapper: s.mapper,
 		ByObject: map[client.Object]cache.ByObject{
@@ -172,10 +164,6 @@ func (s *Source) cache() (cache.Cache, error) {
 		DefaultTransform: cache.TransformStripManagedFields(),
 		// Nothing here changes an object, and a copy of every pod per change is most of the cost.
 		DefaultUnsafeDisableDeepCopy: &shared,
-		DefaultWatchErrorHandler: func(ctx context.Context, r *toolscache.Reflector, err error) {
-			s.health.lost(err)
-			toolscache.DefaultWatchErrorHandler(ctx, r, err)
-		},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("make the cache: %w", err)
