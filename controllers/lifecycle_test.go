@@ -357,6 +357,29 @@ var _ = Describe("Drift", Ordered, func() {
 		Eventually(hasSecret(ctx, pod), within).Should(Succeed())
 	})
 
+	It("does not let the default-deny policy go while a sandbox runs, whoever deletes it, and renews it after", func(ctx SpecContext) {
+		other := managertest.Policy(ns, "other")
+		other.Spec.PodSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"app": "other"}}
+		create(ctx, other)
+		last := injected(ctx, other, "last")
+		Eventually(identityNP(ctx, last)).Should(Succeed())
+		deny, err := getNP(ctx, ns, v1alpha1.DefaultDenyName("other"))
+		Expect(err).NotTo(HaveOccurred())
+		Expect(env.Client.Delete(ctx, deny)).To(Succeed())
+		Consistently(func() error { _, err := getNP(ctx, ns, deny.Name); return err }, time.Second).Should(Succeed())
+		late := injected(ctx, other, "late")
+		Eventually(identityNP(ctx, late)).Should(Succeed(), "it is enforced all the same")
+		for _, pod := range []*corev1.Pod{last, late} {
+			Expect(env.Client.Delete(ctx, pod, client.GracePeriodSeconds(0))).To(Succeed())
+		}
+		Eventually(func(g Gomega) {
+			fresh, err := getNP(ctx, ns, deny.Name)
+			g.Expect(err).NotTo(HaveOccurred())
+			g.Expect(fresh.UID).NotTo(Equal(deny.UID))
+			g.Expect(fresh.DeletionTimestamp).To(BeNil())
+		}).Should(Succeed())
+	})
+
 	It("puts the namespace label back", func(ctx SpecContext) {
 		n := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns}}
 		update(ctx, n, func(n *corev1.Namespace) { delete(n.Labels, v1alpha1.EnforcedLabel) })

@@ -33,8 +33,10 @@ type Config struct {
 // DefaultDeny isolates every pod that p selects. Under Shared granularity it carries the
 // allow rules too, unless isolate is set: then it allows nothing.
 //
-// It has no owner on purpose. The garbage collector would delete it with a foreground
-// deletion of the SandboxEgress while sandboxes still run.
+// It has no owner on purpose: the garbage collector would delete it with a foreground
+// deletion of the SandboxEgress while sandboxes still run. And it has a finalizer, so that
+// it outlives whoever deletes it, the deletion of its namespace included: an object that is
+// being deleted is enforced until it is gone.
 func DefaultDeny(p *v1alpha1.SandboxEgress, cfg Config, isolate bool) (*networkingv1ac.NetworkPolicyApplyConfiguration, error) {
 	sel, err := match.PodSelector(p)
 	if err != nil {
@@ -48,6 +50,7 @@ func DefaultDeny(p *v1alpha1.SandboxEgress, cfg Config, isolate bool) (*networki
 	}
 	return networkingv1ac.NetworkPolicy(v1alpha1.DefaultDenyName(p.Name), p.Namespace).
 		WithLabels(Labels(p.Name, v1alpha1.ComponentDefaultDeny)).
+		WithFinalizers(v1alpha1.IsolationFinalizer).
 		WithSpec(spec), nil
 }
 

@@ -293,7 +293,9 @@ func (r *Reconciler) isolated(ctx context.Context, p *v1alpha1.SandboxEgress) (b
 	if err != nil {
 		return false, client.IgnoreNotFound(err)
 	}
-	return np.DeletionTimestamp.IsZero() && netpol.Isolates(&np, p), nil
+	// One that is being deleted is enforced as long as the finalizer holds it.
+	held := np.DeletionTimestamp.IsZero() || slices.Contains(np.Finalizers, v1alpha1.IsolationFinalizer)
+	return held && netpol.Isolates(&np, p), nil
 }
 
 // next is the time until the token has to be renewed or its holder warned, at most an hour:

@@ -149,6 +149,9 @@ func (r *Reconciler) isolate(ctx context.Context, p *v1alpha1.SandboxEgress, clo
 	if err != nil {
 		return err
 	}
+	if err := r.renew(ctx, p); err != nil {
+		return err
+	}
 	_, err = apply.NetworkPolicies.Ensure(ctx, r.Client, deny)
 	return err
 }

@@ -147,13 +147,48 @@ func (r *Reconciler) deleteOwned(ctx context.Context, p *v1alpha1.SandboxEgress,
 	return nil
 }
 
-// release deletes the default-deny policy of a SandboxEgress.
+// release deletes the default-deny policy of a SandboxEgress for good.
 func (r *Reconciler) release(ctx context.Context, p types.NamespacedName) error {
-	deny := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: v1alpha1.DefaultDenyName(p.Name)}}
-	if err := r.Client.Delete(ctx, deny); client.IgnoreNotFound(err) != nil {
-		return fmt.Errorf("delete the default-deny policy: %w", err)
+	deny := new(networkingv1.NetworkPolicy)
+	err := r.Live.Get(ctx, client.ObjectKey{Namespace: p.Namespace, Name: v1alpha1.DefaultDenyName(p.Name)}, deny)
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read the default-deny policy: %w", err)
+	}
+	if deny.DeletionTimestamp.IsZero() {
+		if err := r.Client.Delete(ctx, deny, client.Preconditions{UID: &deny.UID}); client.IgnoreNotFound(err) != nil {
+			return fmt.Errorf("delete the default-deny policy: %w", err)
+		}
+	}
+	before := deny.DeepCopy()
+	if !controllerutil.RemoveFinalizer(deny, v1alpha1.IsolationFinalizer) {
+		return nil
+	}
+	if err := r.Client.Patch(ctx, deny, client.MergeFrom(before), client.FieldOwner(apply.FieldOwner)); client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("let the default-deny policy go: %w", err)
 	}
 	return nil
+}
+
+// renew replaces a default-deny policy that someone deleted. It is enforced as long as its
+// finalizer holds it, so it is only let go when there is nothing that it isolates.
+func (r *Reconciler) renew(ctx context.Context, p *v1alpha1.SandboxEgress) error {
+	var deny networkingv1.NetworkPolicy
+	err := r.Client.Get(ctx, client.ObjectKey{Namespace: p.Namespace, Name: v1alpha1.DefaultDenyName(p.Name)}, &deny)
+	if err != nil || deny.DeletionTimestamp.IsZero() {
+		return client.IgnoreNotFound(err)
+	}
+	sel, err := match.Selector(p)
+	if err != nil {
+		return err
+	}
+	names, err := running(ctx, r.Live, p.Namespace, sel)
+	if err != nil || len(names) > 0 {
+		return err
+	}
+	return r.release(ctx, client.ObjectKeyFromObject(p))
 }
 
 func (r *Reconciler) removeFinalizer(ctx context.Context, p *v1alpha1.SandboxEgress) error {
