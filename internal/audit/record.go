@@ -22,13 +22,12 @@ const (
 // Verdict is what was decided.
 type Verdict string
 
+// The verdicts. An allowed request that could not be carried out (DNS, connect, upstream)
+// is Allow, with the reason and the status: the policy did allow it.
 const (
 	Allow     Verdict = "allow"
 	Deny      Verdict = "deny"
 	WouldDeny Verdict = "would_deny" // mode Audit: allowed, but Enforce would refuse it
-	// Error is an allowed request that could not be carried out (DNS, connect, upstream)
-	// and input that is not a request at all.
-	Error Verdict = "error"
 )
 
 // Record is one line. Its JSON names are an interface: egressctl and log pipelines read

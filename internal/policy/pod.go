@@ -34,8 +34,8 @@ func (p *Pod) HasIP(a netip.Addr) bool {
 }
 
 var (
-	// ErrUnknownContainer: no live pod has the container_id.
+	// ErrUnknownContainer means that no live pod has the container_id.
 	ErrUnknownContainer = errors.New("no pod with this container_id is known to the proxy")
-	// ErrAmbiguousContainer: more than one live pod has it, so neither is believed.
+	// ErrAmbiguousContainer means that more than one live pod has it, so neither is believed.
 	ErrAmbiguousContainer = errors.New("more than one live pod has this container_id")
 )

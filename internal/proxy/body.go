@@ -39,10 +39,10 @@ type transfer struct {
 // errChunkSyntax and its like for one that is not valid.
 func (t *transfer) run() error {
 	var err error
-	switch {
-	case t.length == lengthChunked:
+	switch t.length {
+	case lengthChunked:
 		err = t.runChunked()
-	case t.length == lengthToEOF:
+	case lengthToEOF:
 		err = t.runToEOF()
 	default:
 		err = t.runLength()

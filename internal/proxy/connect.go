@@ -109,10 +109,10 @@ func (f *flow) checkHello(client *stream, x *exchange) (first []byte, refused *r
 // checkOpportunistic looks at a tunnel that need not be TLS: when it is all the same, its
 // server name must be the host asked for.
 func (f *flow) checkOpportunistic(client *stream, x *exchange) (first []byte, refused *refusal) {
-	if len(client.buffered()) == 0 && client.more(maxHead) != nil {
-		return nil, nil // ended or broken: the copy loop will see it too
+	if len(client.buffered()) == 0 {
+		_ = client.more(maxHead) // when the client has ended or broken, the copy loop will see it too
 	}
-	if client.buffered()[0] != 0x16 {
+	if b := client.buffered(); len(b) == 0 || b[0] != 0x16 {
 		return nil, nil
 	}
 	_ = client.SetReadDeadline(time.Now().Add(f.srv.opt.HelloTimeout))

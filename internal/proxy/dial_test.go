@@ -274,8 +274,10 @@ func TestFirstUseBinding(t *testing.T) {
 		return &identity{claims: claimsFor(container), exp: now.Add(exp)}
 	}
 	var f firstUse
-	if !f.claim(id("c1", time.Hour), a, now) || !f.claim(id("c1", time.Hour), a, now) {
-		t.Error("the first address was refused")
+	for range 2 {
+		if !f.claim(id("c1", time.Hour), a, now) {
+			t.Error("the first address was refused")
+		}
 	}
 	if f.claim(id("c1", 2*time.Hour), b, now) {
 		t.Error("a second address got in, with a newer token")

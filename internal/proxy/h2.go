@@ -102,7 +102,7 @@ func (h *h2Handler) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 	client := newStream(&h2Conn{body: hr.Body, w: w, rc: http.NewResponseController(w)})
 	f := x.open(client, o.stream, o.addr)
 	if r.kind == kindConnect {
-		h.connect(w, x, f, o, client)
+		h.connect(w, x, f, o, client) //nolint:contextcheck // what it dials later belongs to the connection, not to this stream
 		return
 	}
 	x.allow(f, nil)
@@ -115,10 +115,16 @@ func (h *h2Handler) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 	case out.err != nil:
 		f.end(errorSide(out.err), "", f.rec.Decision)
 		f.finish(out.status)
-		panic(http.ErrAbortHandler) // resets the stream: the answer must not look complete
+		resetStream()
 	default:
 		f.finish(out.status)
 	}
+}
+
+// resetStream ends the stream with RST_STREAM: what came so far must not look complete.
+// net/http has no other way to ask for that.
+func resetStream() {
+	panic(http.ErrAbortHandler) //nolint:forbidigo // see above; x/net/http2 recovers it
 }
 
 func (h *h2Handler) connect(w http.ResponseWriter, x *exchange, f *flow, o *origin, client *stream) {
@@ -143,7 +149,7 @@ func (h *h2Handler) connect(w http.ResponseWriter, x *exchange, f *flow, o *orig
 		if refused != nil && x.policy.Mode != policy.Audit {
 			f.discard()
 			x.refuse(refused, 0)
-			panic(http.ErrAbortHandler)
+			resetStream()
 		}
 		x.allow(f, refused)
 		if _, err := o.Write(first); err != nil {
@@ -157,7 +163,7 @@ func (h *h2Handler) connect(w http.ResponseWriter, x *exchange, f *flow, o *orig
 	t.start()
 	<-done
 	if e := f.ended.Load(); e != nil && e.verdict != audit.Allow {
-		panic(http.ErrAbortHandler)
+		resetStream()
 	}
 }
 
@@ -168,7 +174,7 @@ func parseH2(hr *http.Request) (*request, *refusal) {
 	if !isToken(hr.Method) || len(hr.Method) > 32 {
 		return nil, malformed(ReasonBadRequestLine, "the method is not a token")
 	}
-	if hr.Method == "TRACE" || hr.Method == "TRACK" {
+	if hr.Method == http.MethodTrace || hr.Method == "TRACK" {
 		return nil, malformed(ReasonNotSupported, hr.Method+" is not forwarded: it would echo the request's headers")
 	}
 	for name, values := range hr.Header {
@@ -187,7 +193,7 @@ func parseH2(hr *http.Request) (*request, *refusal) {
 	if r.authFields = len(auth); r.authFields > 0 {
 		r.proxyAuth = auth[0]
 	}
-	if hr.Method == "CONNECT" {
+	if hr.Method == http.MethodConnect {
 		// RFC 9113 section 8.5: :authority is host:port, no :scheme, no :path.
 		r.kind = kindConnect
 		a, err := hostname.ParseAuthority(hr.Host)
@@ -243,7 +249,7 @@ func answerRefusal2(w http.ResponseWriter, x *exchange, refused *refusal) {
 		w.Header().Set(h.name, h.value)
 	}
 	w.WriteHeader(refused.status)
-	_, _ = w.Write(body)
+	_, _ = w.Write(body) //nolint:gosec // JSON or text/plain, of canonical host names
 }
 
 // answer2 answers over HTTP/2.

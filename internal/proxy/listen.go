@@ -94,7 +94,7 @@ func (s *Server) begin(raw net.Conn) {
 // and serves.
 func (s *Server) setUp(c *conn, raw net.Conn) {
 	if len(s.opt.TrustedProxies) > 0 && contains(s.opt.TrustedProxies, c.client) {
-		real, conn, err := readProxyHeader(raw, s.opt.HeaderTimeout)
+		source, conn, err := readProxyHeader(raw, s.opt.HeaderTimeout)
 		if err != nil {
 			s.log.Warn("connection without a valid PROXY header from a trusted proxy", "from", c.client.String(), "error", err)
 			c.client = netip.Addr{}
@@ -103,7 +103,7 @@ func (s *Server) setUp(c *conn, raw net.Conn) {
 			c.closed()
 			return
 		}
-		c.client, raw = real, conn
+		c.client, raw = source, conn
 	}
 	if !s.perSource.hold(c.client, s.opt.MaxConnsPerSource) {
 		s.metrics.refusedConn.Inc()

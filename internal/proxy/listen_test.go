@@ -86,10 +86,10 @@ func TestTLSListenerSpeaksHTTP1(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
+	t.Cleanup(func() { _ = conn.Close() })
 	c := &client{t, conn, bufio.NewReader(conn)}
 	c.send("GET http://example.com/ HTTP/1.1\r\nHost: example.com\r\n" + proxytest.Auth("c1", e.Token) + "\r\n")
-	if res, body := c.response("GET"); res.StatusCode != 200 || body != "example.com" {
+	if res, body := c.response("GET"); res.StatusCode != http.StatusOK || body != "example.com" {
 		t.Fatalf("%s %q", res.Status, body)
 	}
 	c.send("CONNECT db.example.net:5432 HTTP/1.1\r\nHost: db.example.net:5432\r\n" + proxytest.Auth("c1", e.Token) + "\r\n")
@@ -107,17 +107,18 @@ func TestTLSListenerSpeaksHTTP1(t *testing.T) {
 	}
 }
 
-// h2Client speaks HTTP/2 to the proxy, with :scheme http where the URL says so.
-func h2Client(t *testing.T, e *proxytest.Env) *http2.Transport { //nolint:staticcheck // the only client that sends :scheme http over TLS
+// h2Client speaks HTTP/2 to the proxy, with :scheme http where the URL says so, which no
+// other client does over TLS.
+func h2Client(t *testing.T, e *proxytest.Env) http.RoundTripper {
 	t.Helper()
 	tr := &http2.Transport{ //nolint:staticcheck // see above
-		AllowHTTP: true,
-		DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
+		AllowHTTP: true, //nolint:staticcheck // see above
+		DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) { //nolint:staticcheck // see above
 			d := tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}}
 			return d.DialContext(ctx, "tcp", e.Addr)
 		},
 	}
-	t.Cleanup(tr.CloseIdleConnections)
+	t.Cleanup(tr.CloseIdleConnections) //nolint:staticcheck // see above
 	return tr
 }
 
@@ -187,7 +188,7 @@ func TestHTTP2TunnelChecksSNIAndEchoes(t *testing.T) {
 
 	pr, pw := io.Pipe()
 	res, err := h2Client(t, e).RoundTrip(h2Request("CONNECT", "", "db.example.net:5432", "", pr, auth))
-	if err != nil || res.StatusCode != 200 {
+	if err != nil || res.StatusCode != http.StatusOK {
 		t.Fatalf("%v %v", res, err)
 	}
 	for _, s := range []string{"hello", strings.Repeat("x", 200000)} {
@@ -197,7 +198,7 @@ func TestHTTP2TunnelChecksSNIAndEchoes(t *testing.T) {
 			t.Fatalf("echo: %v", err)
 		}
 	}
-	pw.Close()
+	_ = pw.Close()
 	if _, err := io.ReadAll(res.Body); err != nil {
 		t.Errorf("end of the tunnel: %v", err)
 	}
@@ -205,14 +206,14 @@ func TestHTTP2TunnelChecksSNIAndEchoes(t *testing.T) {
 
 	pr, pw = io.Pipe()
 	res, err = h2Client(t, e).RoundTrip(h2Request("CONNECT", "", "example.com:443", "", pr, auth))
-	if err != nil || res.StatusCode != 200 {
+	if err != nil || res.StatusCode != http.StatusOK {
 		t.Fatalf("%v %v", res, err)
 	}
 	go func() { _, _ = io.WriteString(pw, "GET / HTTP/1.1\r\n\r\n") }()
 	if b, err := io.ReadAll(res.Body); err == nil || len(b) > 0 {
 		t.Errorf("a tunnel that is not TLS gave %q, %v; want a reset stream", b, err)
 	}
-	pw.Close()
+	_ = pw.Close()
 	res.Body.Close()
 	recs, ok := e.Log.Wait(5*time.Second, func(r []audit.Record) bool { return len(r) == 3 })
 	if !ok || recs[0].Decision != audit.Allow || recs[1].Reason != "closed" || recs[2].Reason != "tls_required" || recs[2].Decision != audit.Deny {
@@ -224,7 +225,7 @@ func TestHTTP2TunnelToPort80IsParsed(t *testing.T) {
 	e := tlsEnv(t)
 	plainOrigin(t, e, "203.0.113.7:80", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Host) })
 	pr, pw := io.Pipe()
-	defer pw.Close()
+	t.Cleanup(func() { _ = pw.Close() })
 	res, err := h2Client(t, e).RoundTrip(h2Request("CONNECT", "", "example.com:80", "", pr, proxytest.Auth("c1", e.Token)))
 	if err != nil {
 		t.Fatal(err)
@@ -316,7 +317,7 @@ func TestAcceptSurvivesWantOfDescriptors(t *testing.T) {
 	})
 	c := dial(t, e)
 	c.send("GET http://evil.example/ HTTP/1.1\r\nHost: evil.example\r\n" + proxytest.Auth("c1", e.Token) + "\r\n")
-	if res, _ := c.response("GET"); res.StatusCode != 403 {
+	if res, _ := c.response("GET"); res.StatusCode != http.StatusForbidden {
 		t.Errorf("after EMFILE: %s", res.Status)
 	}
 }
@@ -338,7 +339,7 @@ func TestConnectionLimitPausesAccepting(t *testing.T) {
 	_ = second.SetReadDeadline(time.Now().Add(5 * time.Second))
 	first.Close()
 	second.r.Reset(second.Conn)
-	if res, _ := second.response("GET"); res.StatusCode != 403 {
+	if res, _ := second.response("GET"); res.StatusCode != http.StatusForbidden {
 		t.Errorf("after the first connection closed: %s", res.Status)
 	}
 }

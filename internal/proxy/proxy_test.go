@@ -53,7 +53,7 @@ func (c *client) response(method string) (*http.Response, string) {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	if method == "CONNECT" && res.StatusCode == 200 {
+	if method == "CONNECT" && res.StatusCode == http.StatusOK {
 		return res, ""
 	}
 	body, err := io.ReadAll(res.Body)
@@ -80,7 +80,7 @@ func TestPlainRequestIsForwardedAndAudited(t *testing.T) {
 	for range 3 {
 		c.send("GET http://example.com/a?b=c HTTP/1.1\r\nHost: example.com\r\nX-Test: 1\r\n" + proxytest.Auth("c1", e.Token) + "\r\n")
 		res, body := c.response("GET")
-		if res.StatusCode != 200 || body != `GET example.com /a?b=c [] ["1"]` {
+		if res.StatusCode != http.StatusOK || body != `GET example.com /a?b=c [] ["1"]` {
 			t.Fatalf("%d %q", res.StatusCode, body)
 		}
 	}
@@ -110,12 +110,12 @@ func TestTunnelCarriesTLSBothWays(t *testing.T) {
 	e.Net.Route("203.0.113.7:443", s.Listener.Addr().String())
 	c := dial(t, e)
 	c.send("CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n" + proxytest.Auth("c1", e.Token) + "\r\n")
-	if res, _ := c.response("CONNECT"); res.StatusCode != 200 {
+	if res, _ := c.response("CONNECT"); res.StatusCode != http.StatusOK {
 		t.Fatal(res.Status)
 	}
 	tc := tls.Client(c.Conn, &tls.Config{ServerName: "example.com", InsecureSkipVerify: true})
 	const size = 5 << 20
-	req, _ := http.NewRequest("POST", "https://example.com/", strings.NewReader(strings.Repeat("x", size)))
+	req, _ := http.NewRequest(http.MethodPost, "https://example.com/", strings.NewReader(strings.Repeat("x", size)))
 	if err := req.Write(tc); err != nil {
 		t.Fatal(err)
 	}
@@ -126,7 +126,7 @@ func TestTunnelCarriesTLSBothWays(t *testing.T) {
 	if b, _ := io.ReadAll(res.Body); string(b) != fmt.Sprint(size) {
 		t.Fatalf("origin got %s bytes", b)
 	}
-	tc.Close()
+	_ = tc.Close()
 	recs, ok := e.Log.Wait(5*time.Second, func(r []audit.Record) bool { return len(r) == 2 })
 	if !ok || recs[0].SNI != "example.com" || recs[1].BytesSent < size {
 		t.Errorf("records: %+v", recs)
@@ -169,7 +169,7 @@ func TestShutdownDrains(t *testing.T) {
 		t.Fatalf("tunnel during drain: %q %v", buf, err)
 	}
 	waiting.send("CONNECT example.com:7 HTTP/1.1\r\nHost: example.com:7\r\n" + proxytest.Auth("c1", e.Token) + "\r\n")
-	if res, _ := waiting.response("CONNECT"); res.StatusCode != 503 || res.Header.Get("Retry-After") == "" {
+	if res, _ := waiting.response("CONNECT"); res.StatusCode != http.StatusServiceUnavailable || res.Header.Get("Retry-After") == "" {
 		t.Errorf("new request during drain: %s", res.Status)
 	}
 	c.Close()

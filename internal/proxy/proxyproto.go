@@ -67,5 +67,5 @@ func (c *prefixedConn) CloseWrite() error {
 	if t, ok := tcpOf(c.Conn); ok {
 		return t.CloseWrite()
 	}
-	return c.Conn.Close()
+	return c.Close()
 }

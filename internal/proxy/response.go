@@ -16,7 +16,6 @@ type response struct {
 	// keepAlive: the origin lets the connection be used again.
 	keepAlive bool
 	upgrade   string
-	connOpts  []string
 }
 
 // parseResponse reads a head as the response to a request with the given method. What is

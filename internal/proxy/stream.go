@@ -131,7 +131,7 @@ func (s *stream) closeWrite() error {
 	if c, ok := s.Conn.(interface{ CloseWrite() error }); ok {
 		return c.CloseWrite()
 	}
-	return s.Conn.Close()
+	return s.Close()
 }
 
 // abort closes without delivering what is still queued, so that a tunnel that was revoked
@@ -140,14 +140,14 @@ func (s *stream) abort() {
 	if c, ok := tcpOf(s.Conn); ok {
 		_ = c.SetLinger(0)
 	}
-	_ = s.Conn.Close()
+	_ = s.Close()
 }
 
 // linger closes so that the peer can still read the last answer: a close with unread data
 // in the receive queue makes the kernel send RST, which destroys what is in flight. It
 // reads at most 256 KiB for at most a second.
 func (s *stream) linger() {
-	defer s.Conn.Close()
+	defer s.Close()
 	s.release()
 	if s.closeWrite() != nil {
 		return

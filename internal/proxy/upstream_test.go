@@ -109,7 +109,7 @@ func TestPlainRequestGoesThroughTheUpstreamToo(t *testing.T) {
 	e, u := upstreamEnv(t, "HTTP/1.1 200 OK\r\n\r\n")
 	c := dial(t, e)
 	c.send("GET http://example.com/x HTTP/1.1\r\nHost: example.com\r\n" + proxytest.Auth("c1", e.Token) + "\r\n")
-	if res, body := c.response("GET"); res.StatusCode != 200 || body != "example.com/x" {
+	if res, body := c.response("GET"); res.StatusCode != http.StatusOK || body != "example.com/x" {
 		t.Errorf("%s %q", res.Status, body)
 	}
 	if !strings.HasPrefix(u.seen(), "CONNECT example.com:80 ") {

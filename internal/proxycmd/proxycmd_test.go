@@ -159,7 +159,11 @@ func start(t *testing.T, stdout io.Writer, args ...string) *command {
 		c.done <- run(ctx, s, nil, stdout, slog.New(slog.NewTextHandler(c.log, nil)), c.signals, c.hup)
 		close(c.done)
 	}()
-	t.Cleanup(func() { cancel(); <-c.done })
+	t.Cleanup(func() {
+		cancel()
+		for range c.done { // until it is closed
+		}
+	})
 	return c
 }
 

@@ -82,7 +82,7 @@ func (r *reloader) add(name string, load func() error, files ...string) {
 
 // run reacts to changes until ctx ends. A receive on hup reloads everything.
 func (r *reloader) run(ctx context.Context, hup <-chan os.Signal) {
-	defer r.watcher.Close()
+	defer func() { _ = r.watcher.Close() }()
 	timer := time.NewTimer(time.Hour)
 	timer.Stop()
 	for {

@@ -109,7 +109,7 @@ func run(parent context.Context, s *settings, sources map[string]SourceFactory, 
 	if err != nil {
 		return err
 	}
-	listeners, err := s.openListeners()
+	listeners, err := s.openListeners(parent)
 	if err != nil {
 		return err
 	}
@@ -127,7 +127,7 @@ func run(parent context.Context, s *settings, sources map[string]SourceFactory, 
 	if err != nil {
 		return err
 	}
-	defer records.Close() // after server.Close, which still writes
+	defer func() { _ = records.Close() }() // after server.Close, which still writes; a write error has ended run already
 	defer server.Close()
 	if err := s.upstreamCredentials(server, reload); err != nil {
 		return err
@@ -159,7 +159,7 @@ func run(parent context.Context, s *settings, sources map[string]SourceFactory, 
 	g.Go(func() error {
 		stop := context.AfterFunc(ctx, func() { _ = listeners.proxy.Close() })
 		defer stop()
-		return server.Serve(listeners.proxy)
+		return server.Serve(listeners.proxy) //nolint:contextcheck // the server has its own lifetime: it drains after ctx
 	})
 	if listeners.admin != nil {
 		g.Go(func() error { return serveHTTP(ctx, listeners.admin, adminHandler(reg, ready)) })
@@ -173,9 +173,6 @@ func run(parent context.Context, s *settings, sources map[string]SourceFactory, 
 	g.Go(func() error {
 		select {
 		case <-records.Done():
-			if ctx.Err() != nil {
-				return nil
-			}
 			return fmt.Errorf("the audit log cannot be written, and the proxy does not work unseen: %w", records.Err())
 		case <-ctx.Done():
 			return nil
@@ -282,16 +279,17 @@ func (s *settings) upstreamCredentials(server *proxy.Server, reload *reloader) e
 // connectionLimit leaves two descriptors for each connection and some for the rest.
 func (s *settings) connectionLimit(log *slog.Logger) int {
 	limit := s.maxConns
+	descriptors := 1 << 20
 	var r syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &r); err != nil || r.Cur > 1<<24 {
-		r.Cur = 1 << 20
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &r); err == nil && r.Cur < 1<<20 {
+		descriptors = int(r.Cur) //nolint:gosec // below 1<<20
 	}
-	fit := max((int(r.Cur)-128)/2, 16)
+	fit := max((descriptors-128)/2, 16)
 	switch {
 	case limit == 0:
 		limit = min(fit, 65536)
 	case limit > fit:
-		log.Warn("--max-connections is more than the file descriptor limit allows", "asked", limit, "used", fit, "descriptors", r.Cur)
+		log.Warn("--max-connections is more than the file descriptor limit allows", "asked", limit, "used", fit, "descriptors", descriptors)
 		limit = fit
 	}
 	return limit
@@ -300,7 +298,7 @@ func (s *settings) connectionLimit(log *slog.Logger) int {
 // listenerSet are the open ports; those that are off are nil.
 type listenerSet struct{ proxy, admin, canary, pprof net.Listener }
 
-func (s *settings) openListeners() (*listenerSet, error) {
+func (s *settings) openListeners(ctx context.Context) (*listenerSet, error) {
 	l := &listenerSet{}
 	// Keep-alive is turned on by the sweeper for connections that live long enough.
 	lc := net.ListenConfig{KeepAlive: -1}
@@ -314,7 +312,7 @@ func (s *settings) openListeners() (*listenerSet, error) {
 		if p.addr == "" {
 			continue
 		}
-		ln, err := lc.Listen(context.Background(), "tcp", p.addr)
+		ln, err := lc.Listen(ctx, "tcp", p.addr)
 		if err != nil {
 			l.close()
 			return nil, fmt.Errorf("--%s: %w", p.flag, err)

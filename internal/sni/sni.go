@@ -17,11 +17,11 @@ import (
 const MaxHello = 16 << 10
 
 var (
-	// ErrNotTLS: the first bytes are not a TLS handshake record.
+	// ErrNotTLS means that the first bytes are not a TLS handshake record.
 	ErrNotTLS = errors.New("the first bytes are not a TLS ClientHello")
-	// ErrTooLarge: no complete ClientHello within MaxHello.
+	// ErrTooLarge means that there was no complete ClientHello within MaxHello.
 	ErrTooLarge = fmt.Errorf("the TLS ClientHello is larger than %d bytes", MaxHello)
-	// ErrMalformed: a TLS handshake record that does not hold a valid ClientHello.
+	// ErrMalformed means a TLS handshake record that does not hold a valid ClientHello.
 	ErrMalformed = errors.New("the TLS ClientHello is malformed")
 )
 
@@ -41,7 +41,7 @@ func Peek(r io.Reader) (name string, read []byte, err error) {
 	if rec.buf[0] != 0x16 || rec.buf[1] != 0x03 {
 		return "", rec.buf, ErrNotTLS
 	}
-	err = tls.Server(rec, peekConfig).Handshake()
+	err = tls.Server(rec, peekConfig).Handshake() //nolint:noctx // a context would cost a goroutine; r has its own deadline
 	switch {
 	case rec.done:
 		return rec.name, rec.buf, nil
@@ -54,8 +54,8 @@ func Peek(r io.Reader) (name string, read []byte, err error) {
 var errSeen = errors.New("seen")
 
 // peekConfig stops the handshake as soon as the ClientHello is parsed.
-var peekConfig = &tls.Config{
-	MinVersion: tls.VersionTLS10, //nolint:gosec // nothing is negotiated: the version is the origin's to judge
+var peekConfig = &tls.Config{ //nolint:gosec // nothing is negotiated: the version is the origin's to judge
+	MinVersion: tls.VersionTLS10,
 	GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
 		if rec, ok := h.Conn.(*recorder); ok {
 			rec.name, rec.done = h.ServerName, true

@@ -224,7 +224,7 @@ func (w *wire) response(method string) answer {
 		w.l.Fatalf("no response: %v", err)
 	}
 	a := answer{line: res.Status, status: res.StatusCode, header: res.Header}
-	if method == "CONNECT" && res.StatusCode == 200 || res.StatusCode == 101 {
+	if method == "CONNECT" && res.StatusCode == http.StatusOK || res.StatusCode == http.StatusSwitchingProtocols {
 		return a
 	}
 	b, err := io.ReadAll(res.Body)

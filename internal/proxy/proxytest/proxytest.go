@@ -78,7 +78,8 @@ func New(tb testing.TB, c Config) *Env {
 	e.Server, err = proxy.New(o)
 	must(tb, err)
 	tb.Cleanup(e.Server.Close)
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	var lc net.ListenConfig
+	ln, err := lc.Listen(tb.Context(), "tcp", "127.0.0.1:0")
 	must(tb, err)
 	e.Addr = ln.Addr().String()
 	if c.Wrap != nil {
@@ -156,7 +157,7 @@ func Auth(containerID, raw string) string {
 func Authority(s string) hostname.Authority {
 	a, err := hostname.ParseAuthority(s)
 	if err != nil {
-		panic(err) // a typing error in a test
+		panic(err) //nolint:forbidigo // a typing error in a test
 	}
 	return a
 }
