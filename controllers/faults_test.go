@@ -44,7 +44,7 @@ type writes struct {
 var errInjected = errors.New("injected fault")
 
 func (w *writes) before(verb, kind, namespace, name string) error {
-	if namespace != w.namespace && !(kind == "Namespace" && name == w.namespace) {
+	if namespace != w.namespace && (kind != "Namespace" || name != w.namespace) {
 		return nil
 	}
 	what := verb + " " + kind + " " + generic(name)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"strings"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
@@ -185,7 +184,5 @@ func signingSecret(ctx context.Context) (*corev1.Secret, error) {
 	s := new(corev1.Secret)
 	return s, env.Client.Get(ctx, key(managercmd.NewOptions().Namespace, managercmd.SigningKeySecret), s)
 }
-
-func joined(s []string) string { return strings.Join(s, "\n") }
 
 func hasOwner(o client.Object, owner client.Object) bool { return metav1.IsControlledBy(o, owner) }

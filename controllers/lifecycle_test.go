@@ -525,6 +525,15 @@ var _ = Describe("Policies that change or go", Ordered, func() {
 		Consistently(func() error { _, err := getNP(ctx, ns, v1alpha1.DefaultDenyName("agents")); return err }, time.Second).Should(Succeed())
 	})
 
+	It("says that a selector cannot be read, and lets such a policy go", func(ctx SpecContext) {
+		p := managertest.Policy(ns, "agents")
+		p.Spec.PodSelector = &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "app", Operator: "Like"}}}
+		create(ctx, p)
+		Eventually(condition(ctx, p, v1alpha1.ConditionPolicyEnforced)).Should(And(HavePrefix("False/InvalidSelector"), ContainSubstring("nothing is isolated")))
+		Expect(env.Client.Delete(ctx, p)).To(Succeed())
+		Eventually(condition(ctx, p, v1alpha1.ConditionReady)).Should(ContainSubstring("not found"))
+	})
+
 	It("warns both pods that use one container id", func(ctx SpecContext) {
 		p := managertest.Policy(ns, "agents")
 		create(ctx, p)

@@ -2,6 +2,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -21,7 +22,7 @@ func main() {
 	showVersion := fs.Bool("version", false, "Print the version and exit.")
 	o.AddFlags(fs)
 	switch err := fs.Parse(os.Args[1:]); {
-	case err == pflag.ErrHelp:
+	case errors.Is(err, pflag.ErrHelp):
 		return
 	case err != nil:
 		fmt.Fprintln(os.Stderr, err)

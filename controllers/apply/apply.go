@@ -134,7 +134,7 @@ func hasContent(f metav1.ManagedFieldsEntry) bool {
 		return false
 	}
 	var fields map[string]json.RawMessage
-	if err := json.Unmarshal(f.FieldsV1.Raw, &fields); err != nil {
+	if err := json.Unmarshal(f.FieldsV1.GetRawBytes(), &fields); err != nil {
 		return true
 	}
 	delete(fields, "f:metadata")

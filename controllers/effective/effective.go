@@ -4,6 +4,7 @@ package effective
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
@@ -77,14 +78,13 @@ func (r *Resolver) Resolve(ctx context.Context, s *v1alpha1.SandboxEgress) (Poli
 		return Policy{}, fmt.Errorf("read the last good spec: %w", err)
 	}
 	old, err := lastgood.Decode(cm.Data[lastgood.ConfigMapKey], s)
-	if err != nil || old == nil {
+	if old == nil {
 		// Nothing that can be used: the sandboxes stay closed in.
-		return Policy{Object: s, Invalid: invalid}, nil
+		return Policy{Object: s, Invalid: errors.Join(invalid, err)}, nil
 	}
 	// Not cached: the entry can change without the generation in it.
-	compiled, err = manifest.Compile(old)
-	if err != nil {
-		return Policy{Object: s, Invalid: invalid}, nil
+	if compiled, err = manifest.Compile(old); err == nil {
+		return Policy{Object: old, Compiled: compiled, Invalid: invalid}, nil
 	}
-	return Policy{Object: old, Compiled: compiled, Invalid: invalid}, nil
+	return Policy{Object: s, Invalid: fmt.Errorf("%w; the last valid spec is not valid any more: %w", invalid, err)}, nil
 }

@@ -114,8 +114,8 @@ func (r *Reconciler) provide(ctx context.Context, pod *corev1.Pod, v verdict) (r
 	if client.IgnoreNotFound(err) != nil {
 		return reconcile.Result{}, fmt.Errorf("read the proxy's Service: %w", err)
 	}
-	address := serviceAddress(&svc)
-	if err != nil || address == "" || r.Keys.Ring() == nil {
+	address := serviceAddress(&svc) // empty when there is no Service
+	if address == "" || r.Keys.Ring() == nil {
 		// The Service and the keys raise events when they come; this is for a lost one.
 		return reconcile.Result{RequeueAfter: retry}, nil
 	}

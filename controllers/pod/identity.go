@@ -177,7 +177,7 @@ func ownsData(meta *metav1.PartialObjectMetadata) bool {
 		var fields struct {
 			Data map[string]json.RawMessage `json:"f:data"`
 		}
-		if err := json.Unmarshal(f.FieldsV1.Raw, &fields); err != nil {
+		if err := json.Unmarshal(f.FieldsV1.GetRawBytes(), &fields); err != nil {
 			return false
 		}
 		_, tokenOK := fields.Data["f:"+v1alpha1.SecretKeyToken]

@@ -63,7 +63,7 @@ func secretOf(i identity, change func(*metav1.PartialObjectMetadata)) *metav1.Pa
 		},
 		ManagedFields: []metav1.ManagedFieldsEntry{{
 			Manager: apply.FieldOwner, Operation: metav1.ManagedFieldsOperationApply,
-			FieldsV1: &metav1.FieldsV1{Raw: []byte(`{"f:data":{"f:token":{},"f:proxy-url":{}}}`)},
+			FieldsV1: metav1.NewFieldsV1(`{"f:data":{"f:token":{},"f:proxy-url":{}}}`),
 		}},
 	}}
 	if change != nil {
@@ -89,7 +89,7 @@ func TestCheckSaysWhyATokenIsNeeded(t *testing.T) {
 		"the proxy has another address":     {secretOf(want, nil), moved, 0, true, mintChanged},
 		"its key is not published any more": {secretOf(want, nil), want, 0, false, mintKeyGone},
 		"someone changed the token": {secretOf(want, func(m *metav1.PartialObjectMetadata) {
-			m.ManagedFields[0].FieldsV1.Raw = []byte(`{"f:data":{"f:proxy-url":{}}}`)
+			m.ManagedFields[0].FieldsV1 = metav1.NewFieldsV1(`{"f:data":{"f:proxy-url":{}}}`)
 		}), want, 0, true, mintDrift},
 		"someone took the managed fields":    {secretOf(want, func(m *metav1.PartialObjectMetadata) { m.ManagedFields = nil }), want, 0, true, mintDrift},
 		"someone removed the expiry":         {secretOf(want, func(m *metav1.PartialObjectMetadata) { delete(m.Annotations, annotationExpiresAt) }), want, 0, true, mintDrift},

@@ -17,8 +17,8 @@ const (
 	EventInvalidContainerID   = "EgressInvalidContainerID"
 	EventInvalidAllowedHosts  = "EgressInvalidAllowedHosts"
 	EventQuarantined          = "EgressQuarantined"
-	EventTokenExpiring        = "EgressTokenExpiring"
-	EventTokenExpired         = "EgressTokenExpired"
+	EventTokenExpiring        = "EgressTokenExpiring" //nolint:gosec // the name of an Event
+	EventTokenExpired         = "EgressTokenExpired"  //nolint:gosec // the name of an Event
 	EventIdentityFailed       = "EgressIdentityFailed"
 )
 

@@ -105,13 +105,12 @@ func (r *Reconciler) enforce(ctx context.Context, p *v1alpha1.SandboxEgress) (ou
 	if !inForce.Current() {
 		o.enforced = &problem{ReasonInvalidSpec, invalidMessage(inForce)}
 	}
+	if problem := checkSelector(p); problem != nil {
+		o.enforced = problem
+		return o, nil
+	}
 	if err := r.isolate(ctx, inForce.Object, inForce.Compiled == nil); err != nil {
 		o.enforced = &problem{ReasonApplyFailed, err.Error()}
-		if _, selErr := match.PodSelector(p); selErr != nil {
-			// Only another spec helps, so there is nothing to try again.
-			o.enforced = &problem{ReasonInvalidSelector, selErr.Error()}
-			return o, nil
-		}
 		return o, err
 	}
 	if err := r.addFinalizer(ctx, p); err != nil {
@@ -129,6 +128,15 @@ func (r *Reconciler) enforce(ctx context.Context, p *v1alpha1.SandboxEgress) (ou
 		return o, nil
 	}
 	return o, r.ensureProxy(ctx, inForce)
+}
+
+// checkSelector reports a selector that cannot be read, which the CRD lets through and the
+// webhook does not. It is immutable, so only another object helps, and trying again does not.
+func checkSelector(p *v1alpha1.SandboxEgress) *problem {
+	if _, err := match.PodSelector(p); err != nil {
+		return &problem{ReasonInvalidSelector, err.Error() + "; nothing is isolated: delete this SandboxEgress and create it with a valid selector"}
+	}
+	return nil
 }
 
 func invalidMessage(p effective.Policy) string {

@@ -42,8 +42,8 @@ const (
 	// exitMargin is for closing what is left after the drain.
 	exitMargin = 10 * time.Second
 
-	credentialsVolume = "upstream-credentials"
-	credentialsDir    = "/etc/egress-proxy/upstream"
+	credentialsVolume = "upstream-credentials"       //nolint:gosec // the name of a volume
+	credentialsDir    = "/etc/egress-proxy/upstream" //nolint:gosec // a directory
 
 	// memoryShare of the limit is where the Go runtime starts to collect harder (GOMEMLIMIT).
 	memoryShare = 0.9

@@ -93,7 +93,7 @@ func New(ctx context.Context, cfg *rest.Config, o Options) (manager.Manager, err
 	if o.WithoutWebhooks {
 		return mgr, nil
 	}
-	return mgr, addWebhooks(mgr, o)
+	return mgr, addWebhooks(mgr, o) //nolint:contextcheck // the webhooks live as long as the manager
 }
 
 func addControllers(ctx context.Context, mgr manager.Manager, o Options, p parsed) error {

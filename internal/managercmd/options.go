@@ -23,13 +23,14 @@ import (
 
 const (
 	// SigningKeySecret is the Secret with the signing keys, in the operator's namespace.
-	SigningKeySecret = "sandbox-egress-signing-key"
+	SigningKeySecret = "sandbox-egress-signing-key" //nolint:gosec // the name of an object
 	// WebhookCertSecret is where the webhook's certificate is kept and mounted from.
-	WebhookCertSecret = "sandbox-egress-webhook-cert"
+	WebhookCertSecret = "sandbox-egress-webhook-cert" //nolint:gosec // the name of an object
 	// WebhookService is the host name of the webhook within its namespace.
 	WebhookService = "sandbox-egress-webhook"
-	// MutatingConfig and ValidatingConfig name the webhook configurations.
-	MutatingConfig   = "sandbox-egress-mutating"
+	// MutatingConfig is the name of the mutating webhook configuration.
+	MutatingConfig = "sandbox-egress-mutating"
+	// ValidatingConfig is that of the validating one.
 	ValidatingConfig = "sandbox-egress-validating"
 	// ServiceAccount is the operator's; the admission policies know it by name.
 	ServiceAccount = "sandbox-egress-manager"

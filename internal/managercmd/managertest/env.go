@@ -96,6 +96,7 @@ func (e *Env) kubeconfig() string { return filepath.Join(e.dir, "kubeconfig") }
 
 // Kubectl runs kubectl as the cluster's administrator and returns what it says.
 func (e *Env) Kubectl(ctx context.Context, args ...string) (string, error) {
+	//nolint:gosec // the kubectl of the test's own assets
 	cmd := exec.CommandContext(ctx, filepath.Join(os.Getenv("KUBEBUILDER_ASSETS"), "kubectl"), args...)
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+e.kubeconfig(), "HOME="+e.dir)
 	out, err := cmd.CombinedOutput()
