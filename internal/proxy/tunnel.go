@@ -108,6 +108,9 @@ func (t *tunnel) endCopy(dst *stream, err error, readFailed, writeFailed Reason)
 		t.fail(readFailed)
 		return
 	}
+	if t.open.Load() == 1 {
+		return // the other direction has ended too: leave closes both sides
+	}
 	if !dst.halfCloses() {
 		t.flow.end(ReasonClosed, "", audit.Allow)
 	}

@@ -301,18 +301,20 @@ type listenerSet struct{ proxy, admin, canary, pprof net.Listener }
 func (s *settings) openListeners(ctx context.Context) (*listenerSet, error) {
 	l := &listenerSet{}
 	// Keep-alive is turned on by the sweeper for connections that live long enough.
-	lc := net.ListenConfig{KeepAlive: -1}
+	clientFirst := net.ListenConfig{KeepAlive: -1, Control: deferAccept}
+	plain := net.ListenConfig{KeepAlive: -1}
 	for _, p := range []struct {
 		flag, addr string
+		config     net.ListenConfig
 		ln         *net.Listener
 	}{
-		{"listen", s.listen, &l.proxy}, {"admin-listen", s.adminListen, &l.admin},
-		{"canary-listen", s.canaryListen, &l.canary}, {"pprof-listen", s.pprofListen, &l.pprof},
+		{"listen", s.listen, clientFirst, &l.proxy}, {"admin-listen", s.adminListen, plain, &l.admin},
+		{"canary-listen", s.canaryListen, plain, &l.canary}, {"pprof-listen", s.pprofListen, plain, &l.pprof},
 	} {
 		if p.addr == "" {
 			continue
 		}
-		ln, err := lc.Listen(ctx, "tcp", p.addr)
+		ln, err := p.config.Listen(ctx, "tcp", p.addr)
 		if err != nil {
 			l.close()
 			return nil, fmt.Errorf("--%s: %w", p.flag, err)
