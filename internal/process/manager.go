@@ -65,9 +65,11 @@ type Manager struct {
 
 	mu       sync.Mutex
 	byID     map[string]*Process
-	running  int // slots in use
-	draining bool
+	running  int            // slots in use
+	draining bool           // nothing new is started
+	killing  bool           // what still runs is ended
 	work     sync.WaitGroup // one per process until its slot is free
+	answers  sync.WaitGroup // one per execution of /execute until its result is there
 }
 
 // NewManager returns a Manager; Run must be running for ended processes to be
@@ -149,9 +151,18 @@ func (m *Manager) Start(ctx context.Context, kind string, req *Request, out sink
 	if err != nil {
 		return nil, err
 	}
-	if err := m.acquire(); err != nil {
+	if err := m.acquire(kind); err != nil {
 		return nil, err
 	}
+	started := false
+	defer func() {
+		if !started {
+			m.release()
+			if kind == kindExecute {
+				m.answers.Done()
+			}
+		}
+	}()
 	p := &Process{
 		id: strings.ToLower(rand.Text()), kind: kind, spec: s, out: out,
 		created: m.cfg.Clock.Now(),
@@ -162,31 +173,30 @@ func (m *Manager) Start(ctx context.Context, kind string, req *Request, out sink
 		p.out = ringSink{p.log}
 	}
 	if p.scope, err = m.cfg.Backend.New(); err != nil {
-		m.release()
 		return nil, fmt.Errorf("set up the process' limits: %w", err)
 	}
 	if err := p.launch(m.cfg.Reaper, drainGrace, m.cfg.Metrics.output); err != nil {
 		if cerr := p.scope.Close(); cerr != nil {
 			m.cfg.Log.Error("cannot free a limit scope", "error", cerr)
 		}
-		m.release()
 		return nil, err
 	}
 	m.mu.Lock()
 	m.byID[p.id] = p
-	late := m.draining
+	late := m.killing
+	started = true
 	m.mu.Unlock()
 	m.cfg.Metrics.started.WithLabelValues(kind).Inc()
 	m.cfg.Log.Info("process started", "id", p.id, "kind", kind, "pid", p.child.Pid(), "uid", s.account.uid)
 	m.run(context.WithoutCancel(ctx), p)
 	if late {
-		// Drain has looked at the list already.
+		// Drain has looked at the list of what to end already.
 		p.Kill(killShutdown, s.grace)
 	}
 	return p, nil
 }
 
-func (m *Manager) acquire() error {
+func (m *Manager) acquire(kind string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch {
@@ -197,6 +207,9 @@ func (m *Manager) acquire() error {
 	}
 	m.running++
 	m.work.Add(1)
+	if kind == kindExecute {
+		m.answers.Add(1)
+	}
 	m.cfg.Metrics.running.Inc()
 	return nil
 }
@@ -262,9 +275,9 @@ func (m *Manager) linger(ctx context.Context, p *Process) {
 			break
 		}
 		m.mu.Lock()
-		draining := m.draining
+		killing := m.killing
 		m.mu.Unlock()
-		if draining || !p.spec.keep {
+		if killing || !p.spec.keep {
 			if p.killAll(ctx) {
 				break
 			}
@@ -284,6 +297,7 @@ func (m *Manager) ended(p *Process) {
 	defer m.mu.Unlock()
 	if p.kind == kindExecute {
 		delete(m.byID, p.id) // its answer says all
+		m.answers.Done()
 		return
 	}
 	m.forget(m.cfg.Clock.Now())
@@ -353,15 +367,15 @@ func (m *Manager) Drain(ctx context.Context, patience time.Duration) error {
 	m.mu.Lock()
 	m.draining = true
 	m.mu.Unlock()
-	for _, p := range m.List() {
-		if p.kind != kindExecute {
-			continue
-		}
-		select {
-		case <-p.Done():
-		case <-ctx.Done():
-		}
+	answered := make(chan struct{})
+	go func() { m.answers.Wait(); close(answered) }()
+	select {
+	case <-answered:
+	case <-ctx.Done():
 	}
+	m.mu.Lock()
+	m.killing = true
+	m.mu.Unlock()
 	var kills sync.WaitGroup
 	for _, p := range m.List() {
 		kills.Go(func() { p.Kill(killShutdown, p.spec.grace) })

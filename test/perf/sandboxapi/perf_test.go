@@ -75,11 +75,12 @@ var streamers = map[string]func(testing.TB, *server) int64{
 	"execute-ndjson": executeEvents,
 }
 
-// Lines of 100 characters.
+// producer writes text, lines of 100 characters.
 const producer = `yes $(head -c 99 /dev/zero | tr '\\0' x) | head -c %d`
 
-func startProducer(tb testing.TB, s *server) string {
-	resp := s.post(tb, "/v1/processes", fmt.Sprintf(`{"command":"read x; exec head -c %d /dev/zero"}`, streamBytes))
+// startProducer starts a process that waits for a line, so that its reader is there.
+func startProducer(tb testing.TB, s *server, command string) string {
+	resp := s.post(tb, "/v1/processes", `{"command":"read x; `+fmt.Sprintf(command, streamBytes)+`"}`)
 	defer func() { _ = resp.Body.Close() }()
 	var v struct{ ID string }
 	if err := json.NewDecoder(resp.Body).Decode(&v); err != nil {
@@ -89,7 +90,7 @@ func startProducer(tb testing.TB, s *server) string {
 }
 
 func webSocket(tb testing.TB, s *server) int64 {
-	id := startProducer(tb, s)
+	id := startProducer(tb, s, "exec head -c %d /dev/zero")
 	ctx := context.Background()
 	conn, _, err := websocket.Dial(ctx, strings.Replace(s.base, "http", "ws", 1)+"/v1/processes/"+id+"/stream", &websocket.DialOptions{
 		Subprotocols: []string{"v5.channel.k8s.io"}, HTTPHeader: http.Header{"Authorization": {"Bearer " + token}}, HTTPClient: s.http})
@@ -130,7 +131,7 @@ func webSocket(tb testing.TB, s *server) int64 {
 }
 
 func processEvents(tb testing.TB, s *server) int64 {
-	id := startProducer(tb, s)
+	id := startProducer(tb, s, producer)
 	req, err := http.NewRequest(http.MethodGet, s.base+"/v1/processes/"+id+"/stream", nil)
 	if err != nil {
 		tb.Fatal(err)
