@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"regexp"
 	"syscall"
 	"time"
 
@@ -33,10 +34,15 @@ func main() {
 	}
 }
 
+// ownClock is the time since its own start that the cluster's progress begins with.
+var ownClock = regexp.MustCompile(`^\[ *[0-9]+s\] `)
+
 // run says whether every check held.
 func run(ctx context.Context, keep bool) (held bool, err error) {
 	begin := time.Now()
-	progress := func(line string) { fmt.Printf("%4.0fs  %s\n", time.Since(begin).Seconds(), line) }
+	progress := func(line string) {
+		fmt.Printf("%4.0fs  %s\n", time.Since(begin).Seconds(), ownClock.ReplaceAllString(line, ""))
+	}
 	progress("starting a single-node cluster without an uplink, and building the images")
 	p, err := platform.Start(ctx, platform.Options{Reuse: true, Log: progress})
 	if err != nil {
@@ -45,7 +51,8 @@ func run(ctx context.Context, keep bool) (held bool, err error) {
 	defer func() {
 		if keep && ctx.Err() == nil {
 			err = errors.Join(err, p.Detach())
-			fmt.Println(p.Usage())
+			fmt.Println(p.Usage(ctx))
+			fmt.Println("  try it:  go run ./test/cluster kubectl -n demo exec sandbox-1 -- curl -sS http://evil-site.example/")
 			return
 		}
 		progress("stopping the cluster")

@@ -77,7 +77,10 @@ func expirySpecsEnd() {
 			Expect(err).NotTo(HaveOccurred())
 			GinkgoWriter.Println(r)
 			Expect(r.AllowedOK).To(BeNumerically(">", 100), r.String())
-			Expect(r.Outage).To(BeNumerically("<=", tolerance), r.String())
+			Expect(r.Outage).To(BeNumerically("<=", unnoticed), r.String())
+			for status := range r.AllowedStatus {
+				Expect(status).To(BeElementOf(0, 200), r.String())
+			}
 			Expect(r.Denied).NotTo(HaveKey(200), r.String())
 		}, SpecTimeout(long))
 

@@ -48,7 +48,7 @@ func proxyOutageSpecs() {
 					}
 				}).WithContext(ctx).WithTimeout(long).Should(Succeed())
 			}
-			undisturbed(ctx, monitor, begin)
+			undisturbed(ctx, monitor, begin, failover)
 		}, SpecTimeout(3*long))
 
 		It("a sandbox hardly notices when one after the other crashes", func(ctx SpecContext) {
@@ -65,7 +65,7 @@ func proxyOutageSpecs() {
 					}
 				}).WithContext(ctx).WithTimeout(long).Should(Succeed())
 			}
-			undisturbed(ctx, monitor, begin)
+			undisturbed(ctx, monitor, begin, failover)
 		}, SpecTimeout(3*long))
 	})
 }

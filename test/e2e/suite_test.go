@@ -52,7 +52,7 @@ var _ = BeforeSuite(func(ctx SpecContext) {
 	GinkgoWriter.Printf("the cluster was up after %.0f s\n", time.Since(begin).Seconds())
 	DeferCleanup(func(ctx SpecContext) {
 		if keep {
-			GinkgoWriter.Println(p.Usage())
+			GinkgoWriter.Println(p.Usage(ctx))
 			Expect(p.Detach()).To(Succeed())
 			return
 		}

@@ -35,10 +35,14 @@ func (p *Platform) StartMonitor(ctx context.Context, pod *corev1.Pod, allowedURL
 type Report struct {
 	// Allowed attempts that got 200, and those that did not.
 	AllowedOK, AllowedFailed int
+	// AllowedStatus counts the answers to allowed attempts by status; 0 is none.
+	AllowedStatus map[int]int
 	// Outage is the longest time from the start of a failed allowed attempt to the end of the
-	// next one that got 200; Outages describes every one.
+	// next one that got 200, less the stalls in it; Outages describes every one.
 	Outage  time.Duration
 	Outages []string
+	// Stalled is the time in which the monitor itself was not run by its machine.
+	Stalled time.Duration
 	// Denied counts the answers to denied attempts by status; 0 is none.
 	Denied map[int]int
 	// DirectOpen and DirectBlocked count attempts past the proxy.
@@ -48,8 +52,8 @@ type Report struct {
 }
 
 func (r Report) String() string {
-	return fmt.Sprintf("allowed: %d ok, %d failed, longest outage %s %v; denied by status: %v; direct: %d open, %d blocked",
-		r.AllowedOK, r.AllowedFailed, r.Outage.Round(time.Millisecond), r.Outages, r.Denied, r.DirectOpen, r.DirectBlocked)
+	return fmt.Sprintf("allowed: %d ok, %d failed, by status %v, longest outage %s %v; denied by status: %v; direct: %d open, %d blocked; stalled %s",
+		r.AllowedOK, r.AllowedFailed, r.AllowedStatus, r.Outage.Round(time.Millisecond), r.Outages, r.Denied, r.DirectOpen, r.DirectBlocked, r.Stalled.Round(time.Millisecond))
 }
 
 type attempt struct {
@@ -84,14 +88,21 @@ func summarise(lines string, since time.Time) (Report, error) {
 	if err := scanner.Err(); err != nil {
 		return Report{}, err
 	}
-	r := Report{Denied: map[int]int{}}
+	r := Report{AllowedStatus: map[int]int{}, Denied: map[int]int{}}
+	var stalls []attempt
+	for _, a := range attempts {
+		if a.Kind == "stall" {
+			stalls = append(stalls, a)
+			r.Stalled += duration(a.Length)
+		}
+	}
 	var broken *attempt
 	var reasons map[string]int
 	end := func(at float64) {
 		if broken == nil {
 			return
 		}
-		length := time.Duration((at - broken.Start) * float64(time.Second))
+		length := duration(at - broken.Start - overlap(stalls, broken.Start, at))
 		r.Outage = max(r.Outage, length)
 		r.Outages = append(r.Outages, fmt.Sprintf("%s at %s %v", length.Round(time.Millisecond),
 			wall(broken.Start).Format("15:04:05.000"), slices.Sorted(maps.Keys(reasons))))
@@ -99,25 +110,28 @@ func summarise(lines string, since time.Time) (Report, error) {
 	}
 	for i := range attempts {
 		a := attempts[i]
-		switch {
-		case a.Kind == "denied":
+		switch a.Kind {
+		case "denied":
 			r.Denied[a.Status]++
-		case a.Kind == "direct" && a.Status == 1:
-			r.DirectOpen++
-		case a.Kind == "direct":
-			r.DirectBlocked++
-		case a.Status == 200:
-			r.AllowedOK++
-			end(a.Start + a.Length)
-		default:
+		case "direct":
+			if a.Status == 1 {
+				r.DirectOpen++
+			} else {
+				r.DirectBlocked++
+			}
+		case "allowed":
+			r.Last = wall(a.Start)
+			r.AllowedStatus[a.Status]++
+			if a.Status == 200 {
+				r.AllowedOK++
+				end(a.Start + a.Length)
+				continue
+			}
 			r.AllowedFailed++
 			if broken == nil {
 				broken, reasons = &a, map[string]int{}
 			}
 			reasons[fmt.Sprintf("%d %s", a.Status, a.Error)]++
-		}
-		if a.Kind == "allowed" {
-			r.Last = wall(a.Start)
 		}
 	}
 	if broken != nil {
@@ -125,6 +139,16 @@ func summarise(lines string, since time.Time) (Report, error) {
 	}
 	return r, nil
 }
+
+// overlap is how many seconds of the stalls lie between from and to.
+func overlap(stalls []attempt, from, to float64) (sum float64) {
+	for _, s := range stalls {
+		sum += max(0, min(to, s.Start+s.Length)-max(from, s.Start))
+	}
+	return sum
+}
+
+func duration(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
 func seconds(t time.Time) float64 {
 	if t.IsZero() {

@@ -45,6 +45,20 @@ func TestReportCountsAnOutageThatGoesOn(t *testing.T) {
 	}
 }
 
+func TestReportDoesNotCountTheMonitorsOwnStalls(t *testing.T) {
+	const lines = `{"k": "allowed", "t": 10, "d": 1, "s": 0, "e": "x"}
+{"k": "stall", "t": 9, "d": 3, "s": 0, "e": ""}
+{"k": "allowed", "t": 11, "d": 2, "s": 200, "e": ""}
+`
+	r, err := summarise(lines, time.Time{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Outage != time.Second || r.Stalled != 3*time.Second {
+		t.Errorf("outage %s, want 1 s of 10..13, without 9..12: %s", r.Outage, r)
+	}
+}
+
 func TestReportRefusesWhatIsNoRecord(t *testing.T) {
 	if r, err := summarise("Traceback (most recent call last):\n", time.Time{}); err == nil {
 		t.Errorf("got %s", r)

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -140,15 +139,16 @@ func (p *Platform) Stop(ctx context.Context) error {
 func (p *Platform) Detach() error { return os.RemoveAll(p.work) }
 
 // Usage says how to use a cluster that is left up.
-func (p *Platform) Usage() string {
-	flag := ""
-	if p.config.StateDir != "" && p.config.StateDir != node.DefaultStateDir {
-		flag = " --state-dir=" + p.config.StateDir
+func (p *Platform) Usage(ctx context.Context) string {
+	use, flag := "go run ./test/cluster kubectl get pods -A", ""
+	if dir := p.config.StateDir; dir != "" && dir != node.DefaultStateDir {
+		kubectl := p.Cluster.KubectlCommand(ctx, "get", "pods", "-A")
+		for _, s := range p.Cluster.Status(ctx) {
+			if s.Name == node.APIServer {
+				use = fmt.Sprintf("nsenter --net=/proc/%d/ns/net %s --kubeconfig=%s get pods -A", s.PID, kubectl.Path, p.Cluster.Kubeconfig())
+			}
+		}
+		flag = " --state-dir=" + dir
 	}
-	kubectl := fmt.Sprintf("KUBECONFIG=%s nsenter --net=/proc/$(pgrep -of 'kube-apiserver.*%s')/ns/net kubectl get pods -A",
-		p.Cluster.Kubeconfig(), filepath.Dir(p.Cluster.Kubeconfig()))
-	if flag == "" {
-		kubectl = "go run ./test/cluster kubectl get pods -A"
-	}
-	return fmt.Sprintf("the cluster is left up\n  use it:  %s\n  end it:  go run ./test/cluster down%s", kubectl, flag)
+	return fmt.Sprintf("the cluster is left up\n  use it:  %s\n  end it:  go run ./test/cluster down%s", use, flag)
 }

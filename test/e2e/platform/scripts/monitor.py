@@ -3,6 +3,7 @@
 Usage: monitor.py ALLOWED-URL DENIED-URL DIRECT-ADDRESS:PORT, output to stdout.
 k: allowed and denied go through the proxy of $HTTP_PROXY, one connection each; direct
 connects past it. t: start, d: seconds, s: status, 0 for none (direct: 1 when connected).
+k: stall is a time in which this program itself was not run.
 """
 import base64
 import json
@@ -59,5 +60,14 @@ def loop(kind, pause, attempt, target):
         time.sleep(pause)
 
 
+def watch():
+    while True:
+        start = time.time()
+        time.sleep(0.05)
+        if time.time() - start > 0.3:
+            note("stall", start, 0, "")
+
+
+threading.Thread(target=watch).start()
 for args in (("allowed", 0.1, get, sys.argv[1]), ("denied", 0.25, get, sys.argv[2]), ("direct", 0.25, direct, sys.argv[3])):
     threading.Thread(target=loop, args=args).start()
