@@ -101,6 +101,9 @@ func addControllers(ctx context.Context, mgr manager.Manager, o Options, p parse
 	if err != nil {
 		return fmt.Errorf("register metrics: %w", err)
 	}
+	if err := o.Registerer.Register(sandboxegress.NewCollector(mgr.GetCache())); err != nil {
+		return fmt.Errorf("register metrics: %w", err)
+	}
 	network := netpol.Config{DNSNamespace: o.DNSNamespace, NodeLocalDNS: p.nodeLocalDNS, MetricsNamespaces: o.MetricsNamespaces}
 	resolver := effective.NewResolver(mgr.GetClient())
 	toPolicies, toPods := make(chan event.GenericEvent, 1), make(chan event.GenericEvent, 1)
