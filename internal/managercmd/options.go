@@ -124,7 +124,7 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&o.HealthAddress, "health-probe-bind-address", o.HealthAddress, "Address of /healthz and /readyz.")
 	fs.IntVar(&o.WebhookPort, "webhook-port", o.WebhookPort, "Port of the admission webhooks.")
 	fs.StringVar(&o.CertSource, "cert-source", o.CertSource, "Where the webhook's certificate comes from: self (made and rotated by the operator) or files (put into --cert-dir by cert-manager or by hand).")
-	fs.StringVar(&o.CertDir, "cert-dir", o.CertDir, "Directory with tls.crt and tls.key.")
+	fs.StringVar(&o.CertDir, "cert-dir", o.CertDir, "Directory with tls.crt and tls.key; with --cert-source=self the operator writes them, so it must be writable.")
 	fs.StringVar(&o.DNSNamespace, "dns-namespace", o.DNSNamespace, "Namespace of the cluster's DNS servers, which sandboxes may ask.")
 	fs.StringSliceVar(&o.NodeLocalDNS, "node-local-dns", o.NodeLocalDNS, "Addresses of a node-local DNS cache, as CIDRs, for example 169.254.20.10/32.")
 	fs.StringSliceVar(&o.MetricsNamespaces, "metrics-namespaces", o.MetricsNamespaces, "Namespaces that may scrape the proxies' metrics.")

@@ -51,9 +51,13 @@ func addWebhooks(mgr manager.Manager, o Options) error {
 	if o.CertSource == CertSourceFiles {
 		return start()
 	}
+	secret := types.NamespacedName{Namespace: o.Namespace, Name: WebhookCertSecret}
+	if err := mgr.Add(&certFiles{reader: mgr.GetAPIReader(), secret: secret, dir: o.CertDir}); err != nil {
+		return fmt.Errorf("add the certificate files: %w", err)
+	}
 	certsReady := make(chan struct{})
 	err := rotator.AddRotator(mgr, &rotator.CertRotator{
-		SecretKey:      types.NamespacedName{Namespace: o.Namespace, Name: WebhookCertSecret},
+		SecretKey:      secret,
 		CertDir:        o.CertDir,
 		CAName:         "sandbox-egress-ca",
 		CAOrganization: "sandbox-egress",
