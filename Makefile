@@ -64,18 +64,22 @@ lint: $(BIN)/golangci-lint verify-generated ## Lint, and check that generated fi
 .PHONY: test
 test: test-unit test-envtest test-e2e ## Unit, envtest and e2e tests
 
+.PHONY: packages
+packages:
+	@hack/packages.sh gcc:gcc ip:iproute2 nsenter:util-linux git:git
+
 .PHONY: test-unit
-test-unit: $(BIN)/helm ## Unit tests and attack vectors
+test-unit: packages $(BIN)/helm ## Unit tests and attack vectors
 	$(GO) test -race -timeout 15m $$($(GO) list ./... | grep -vE '$(OWN_TARGET)' | grep -vxF "$$($(GO) list $(ENVTEST_PKGS))")
 
 .PHONY: test-envtest
-test-envtest: $(BIN)/helm ## Tests against a real kube-apiserver; honours KUBEBUILDER_ASSETS
+test-envtest: packages $(BIN)/helm ## Tests against a real kube-apiserver; honours KUBEBUILDER_ASSETS
 	@assets="$${KUBEBUILDER_ASSETS:-}"; \
 	if [ -z "$$assets" ]; then assets=$$($(GO) run ./test/cluster build --only envtest --print-dir); fi; \
 	KUBEBUILDER_ASSETS="$$assets" $(GO) test -race -p 1 -timeout 20m $(ENVTEST_PKGS)
 
 .PHONY: test-e2e
-test-e2e: $(BIN)/helm ## End-to-end tests in a single-node cluster (root; KEEP=1 leaves it up)
+test-e2e: packages $(BIN)/helm ## End-to-end tests in a single-node cluster (root; KEEP=1 leaves it up)
 	$(GO) run ./test/cluster build
 	$(GO) test -race -timeout 40m ./test/cluster/node ./test/e2e -v -ginkgo.v
 
@@ -90,7 +94,7 @@ clients: ## The matrix of real clients; writes docs/clients.md (root)
 
 .PHONY: bench
 bench: ## Benchmarks, with Squid side by side; writes docs/performance.md
-	$(GO) test -run '^$$' -bench . -benchmem ./internal/...
+	$(GO) test -run '^$$' -bench . -benchmem ./internal/... ./test/perf/sandboxapi
 	$(GO) run ./test/perf
 
 .PHONY: fuzz
