@@ -48,7 +48,7 @@ With -o json every line is the record as the proxy wrote it; "egressctl suggest"
 	f.StringVarP(&o.namespace, "namespace", "n", "", "namespace of the policy (default: that of the context)")
 	f.StringSliceVar(&o.filter.pods, "pod", nil, "records of this sandbox pod only; comma-separated or repeated")
 	f.StringSliceVar(&o.filter.containers, "container-id", nil, "records of this container_id only")
-	f.StringSliceVar(&o.filter.decisions, "decision", nil, "only these: allow, deny, would_deny, error")
+	f.StringSliceVar(&o.filter.decisions, "decision", nil, "only these: allow, deny, would_deny")
 	f.StringSliceVar(&o.filter.reasons, "reason", nil, "only these reasons, e.g. host_not_allowed")
 	f.DurationVar(&o.since, "since", 0, "begin with the records of this last time (default: new ones, with --no-follow all)")
 	f.BoolVar(&o.noFollow, "no-follow", false, "stop at the end of what there is")
@@ -57,7 +57,7 @@ With -o json every line is the record as the proxy wrote it; "egressctl suggest"
 	return cmd
 }
 
-var decisions = []string{string(audit.Allow), string(audit.Deny), string(audit.WouldDeny), string(audit.Error)}
+var decisions = []string{string(audit.Allow), string(audit.Deny), string(audit.WouldDeny)}
 
 func (o *observeOptions) validate(format string) error {
 	for _, d := range o.filter.decisions {

@@ -104,13 +104,13 @@ func TestObserveTable(t *testing.T) {
 		"p2": {at(3, func(r *audit.Record) {
 			r.Decision, r.Reason, r.Rule, r.Pod, r.Host, r.Port = audit.Allow, "", `allowedHosts[0] "x"`, "", "2001:db8::1", 80
 		}) + at(4, func(r *audit.Record) {
-			r.Decision, r.Reason, r.Pod, r.ContainerID, r.Host, r.Method = audit.Error, "bad_request_line", "", "", "", ""
+			r.Decision, r.Reason, r.Pod, r.ContainerID, r.Host, r.Method = audit.Deny, "bad_request_line", "", "", "", ""
 		})},
 	}}
 	want := `TIME                     DECISION   SANDBOX                  METHOD   DESTINATION                              WHY
 2026-03-01T12:00:01.000Z deny       pod-1                    CONNECT  new.example.net:443                      host_not_allowed
 2026-03-01T12:00:03.000Z allow      c1                       CONNECT  [2001:db8::1]:80                         allowedHosts[0] "x"
-2026-03-01T12:00:04.000Z error      -                        -        -                                        bad_request_line
+2026-03-01T12:00:04.000Z deny       -                        -        -                                        bad_request_line
 `
 	if r := observeOnce(t, source); r.code != ExitOK || r.out != want {
 		t.Errorf("exit %d %s\n%s\nwant\n%s", r.code, r.err, r.out, want)

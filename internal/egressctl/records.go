@@ -31,7 +31,7 @@ func parseRecord(line []byte) (audit.Record, bool) {
 		return audit.Record{}, false
 	}
 	switch r.Decision {
-	case audit.Allow, audit.Deny, audit.WouldDeny, audit.Error:
+	case audit.Allow, audit.Deny, audit.WouldDeny:
 		return r, true
 	}
 	return audit.Record{}, false

@@ -55,7 +55,7 @@ func TestSuggestCountsRefusalsOnly(t *testing.T) {
 		"denied":     {[]string{line(same)}, "new.example.net x1"},
 		"would deny": {[]string{line(func(r *audit.Record) { r.Decision = audit.WouldDeny })}, "new.example.net x1"},
 		"allowed":    {[]string{line(func(r *audit.Record) { r.Decision, r.Reason = audit.Allow, "" })}, ""},
-		"failed":     {[]string{line(func(r *audit.Record) { r.Decision, r.Reason = audit.Error, "dns_failure" })}, ""},
+		"failed":     {[]string{line(func(r *audit.Record) { r.Decision, r.Reason = audit.Allow, "dns_failure" })}, ""},
 		"close of a would_deny is the same request": {[]string{
 			line(func(r *audit.Record) { r.Decision = audit.WouldDeny }),
 			line(func(r *audit.Record) { r.Decision, r.Event = audit.WouldDeny, audit.Close }),
