@@ -43,7 +43,6 @@ func run(ctx context.Context, keep bool) (held bool, err error) {
 	progress := func(line string) {
 		fmt.Printf("%4.0fs  %s\n", time.Since(begin).Seconds(), ownClock.ReplaceAllString(line, ""))
 	}
-	progress("starting a single-node cluster without an uplink, and building the images")
 	p, err := platform.Start(ctx, platform.Options{Reuse: true, Log: progress})
 	if err != nil {
 		return false, err

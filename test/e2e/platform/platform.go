@@ -55,6 +55,7 @@ func Start(ctx context.Context, o Options) (_ *Platform, err error) {
 		return nil, errors.New("root is needed: the cluster makes network namespaces, mounts and containers")
 	}
 	p := &Platform{log: oneAtATime(o.Log)}
+	p.log("starting a single-node cluster without an uplink, and building the images")
 	p.config = node.Config{StateDir: o.StateDir, DataDir: o.DataDir, Log: p.log}
 	if p.root, err = build.FindRoot(); err != nil {
 		return nil, err
