@@ -30,9 +30,13 @@ func (c *conn) serveConnect(r *request) (keep, handedOff bool) {
 	if refused != nil {
 		return c.refuse(x, refused), false
 	}
+	f, refused := x.open(c.stream, o.stream, o.addr)
+	if refused != nil {
+		_ = o.Close()
+		return c.refuse(x, refused), false
+	}
 	c.dropOrigin()
 	_ = c.stream.SetReadDeadline(time.Time{})
-	f := x.open(c.stream, o.stream, o.addr)
 	c.forgetHead(x)
 
 	// Dialled before the 200, so that a failure to connect is still an HTTP answer.

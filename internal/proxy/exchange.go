@@ -153,8 +153,9 @@ func (x *exchange) refuse(r *refusal, status int) {
 	x.srv.record(&x.rec)
 }
 
-// open registers the exchange as a live flow to o.
-func (x *exchange) open(client, o *stream, dialled netip.Addr) *flow {
+// open registers the exchange as a live flow to o. It is refused after all when the policy
+// has changed meanwhile and no longer allows it.
+func (x *exchange) open(client, o *stream, dialled netip.Addr) (*flow, *refusal) {
 	f := &flow{
 		srv: x.srv, id: x.id, client: x.client, state: x.state, policy: x.policy,
 		req: x.wanted(), quota: x.quota, holds: x.holds, start: x.start, seenAt: x.start, rec: x.rec,
@@ -166,14 +167,17 @@ func (x *exchange) open(client, o *stream, dialled netip.Addr) *flow {
 	f.rec.DialledIP, f.dialled = dialled, dialled
 	f.rec.ID = strconv.FormatUint(x.srv.flowID.Add(1), 36)
 	f.shard = x.srv.flows.add(f)
-	f.attach(client, o)
-	x.holds = false // the flow's now
-	// A change of policy that came between the decision and the registration would
-	// otherwise be missed.
+	// A change that came between the decision and the registration was checked against the
+	// registered flows without this one.
 	if st := x.srv.store.Load(); st != x.state {
-		f.revoke(st, x.srv.opt.Now())
+		if refused := f.recheck(st, x.srv.opt.Now()); refused != nil {
+			x.srv.flows.remove(f, f.shard)
+			return nil, refused
+		}
 	}
-	return f
+	x.holds = false // the flow's now
+	f.attach(client, o)
+	return f, nil
 }
 
 // allow writes the decision record of an allowed flow. problem is what a policy in mode

@@ -84,7 +84,11 @@ func (c *conn) forward(x *exchange, done func()) (keep, handedOff bool) {
 	if refused != nil {
 		return c.refuse(x, refused), false
 	}
-	f := x.open(c.stream, o.stream, o.addr)
+	f, refused := x.open(c.stream, o.stream, o.addr)
+	if refused != nil {
+		c.dropOrigin()
+		return c.refuse(x, refused), false
+	}
 	x.allow(f, nil)
 	if r.length != 0 {
 		_ = c.stream.SetReadDeadline(time.Time{}) // the sweeper watches over the body

@@ -100,7 +100,12 @@ func (h *h2Handler) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 	}
 	defer o.Close()
 	client := newStream(&h2Conn{body: hr.Body, w: w, rc: http.NewResponseController(w)})
-	f := x.open(client, o.stream, o.addr)
+	f, refused := x.open(client, o.stream, o.addr)
+	if refused != nil {
+		x.refuse(refused, refused.status)
+		answerRefusal2(w, x, refused)
+		return
+	}
 	if r.kind == kindConnect {
 		h.connect(w, x, f, o, client) //nolint:contextcheck // what it dials later belongs to the connection, not to this stream
 		return

@@ -1094,6 +1094,25 @@ func responseVectors() map[string]vector {
 			origin: origin + strings.Replace(origin, "GET / ", "GET /2 ", 1),
 			audit:  append(allowed, allowed...),
 		},
+		"second response nobody asked for, later": {
+			with: serve(func(c net.Conn, got func([]byte)) {
+				readUntil(c, got, "\r\n\r\n")
+				_, _ = io.WriteString(c, okReply)
+				time.Sleep(50 * time.Millisecond)
+				_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
+				record(c, got)
+			}),
+			send: send, status: 200, dials: 2,
+			do: func(l *lab) {
+				time.Sleep(200 * time.Millisecond)
+				l.wire.send(strings.Replace(send, "http://example.com/ ", "http://example.com/2 ", 1))
+				if res := l.wire.response("GET"); res.body != "ok" {
+					l.Errorf("the second request got %q", res.body)
+				}
+			},
+			origin: origin + strings.Replace(origin, "GET / ", "GET /2 ", 1),
+			audit:  append(allowed, allowed...),
+		},
 		"body cut short does not look complete": {
 			with: serve(func(c net.Conn, got func([]byte)) {
 				readUntil(c, got, "\r\n\r\n")
@@ -1292,6 +1311,25 @@ func revocationVectors() map[string]vector {
 			}
 			c.Keys, _ = token.NewKeySet(k.Public())
 		}, "key_removed"),
+		"policy changes while the origin is dialled": {
+			options: func(o *proxy.Options) {
+				dial, store := o.Dial, o.Store
+				o.Dial = func(ctx context.Context, addr netip.AddrPort, check func(netip.AddrPort) error) (net.Conn, error) {
+					c, err := dial(ctx, addr, check)
+					st := store.Load()
+					pod, podErr := st.Pod(proxytest.ContainerID)
+					if podErr != nil {
+						return nil, podErr
+					}
+					p := *st.Policy(proxytest.Ref)
+					p.Matcher = matcher("example.com")
+					store.Swap(policy.NewState(policy.Config{Policies: []*policy.Policy{&p}, Pods: []*policy.Pod{pod}, PodsKnown: true, Keys: st.Keys()}))
+					time.Sleep(50 * time.Millisecond) // the live flows have been checked by now
+					return c, err
+				}
+			},
+			send: connectTo("db.example.net:5432") + "hi", status: 403, reason: "host_not_allowed", dials: 1,
+		},
 		"a change that still allows it cuts nothing": {
 			send: connectTo("db.example.net:5432") + "hi", status: 200, dials: 1, origin: "hi, still", audit: allowed, with: serve(echo),
 			do: func(l *lab) {
