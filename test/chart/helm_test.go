@@ -47,6 +47,7 @@ func helmBinary(t *testing.T) string {
 // what helm said.
 func helm(t *testing.T, args ...string) (string, error) {
 	t.Helper()
+	readChart(t)
 	home := t.TempDir()
 	cmd := exec.CommandContext(t.Context(), helmBinary(t), args...)
 	cmd.Env = append(os.Environ(),
@@ -57,6 +58,24 @@ func helm(t *testing.T, args ...string) (string, error) {
 		return stdout.String(), errors.New(err.Error() + ": " + stderr.String() + stdout.String())
 	}
 	return stdout.String(), nil
+}
+
+// readChart opens what helm will read. go test reuses a cached result unless a file that the
+// test itself opened has changed; it does not see the files of other processes.
+func readChart(t *testing.T) {
+	t.Helper()
+	for _, dir := range []string{chartDir, "testdata"} {
+		err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+			if err != nil || d.IsDir() {
+				return err
+			}
+			_, err = os.ReadFile(path)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 func template(t *testing.T, args ...string) (string, error) {

@@ -72,6 +72,14 @@ func helm(ctx context.Context, args ...string) (string, error) {
 	binary, err := filepath.Abs(binary)
 	Expect(err).NotTo(HaveOccurred())
 	Expect(binary).To(BeARegularFile(), "run `make bin/helm` in the repository's root, or set HELM to a helm v4 binary")
+	// go test reuses a cached result unless a file that the test itself opened has changed.
+	Expect(filepath.WalkDir(chart, func(path string, d os.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		_, err = os.ReadFile(path)
+		return err
+	})).To(Succeed())
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	home := GinkgoT().TempDir()
