@@ -12,7 +12,7 @@ BINARIES := manager egress-proxy egress-relay egressctl sandbox-api
 # Packages that need a kube-apiserver and etcd (KUBEBUILDER_ASSETS).
 ENVTEST_PKGS := ./api/... ./controllers/... ./internal/webhook/... ./internal/policy/kube/... ./internal/managercmd/... ./test/chart/install
 # Packages that need a cluster, root, or minutes of peers: they have targets of their own.
-OWN_TARGET   := /test/(e2e|perf|clients|cluster/node)
+OWN_TARGET   := /test/(e2e|cluster/node|perf/sandboxapi)
 
 # What generate and manifests write.
 GENERATED    := api config charts/sandbox-egress/files docs/api.md
@@ -81,7 +81,8 @@ test-envtest: packages $(BIN)/helm ## Tests against a real kube-apiserver; honou
 .PHONY: test-e2e
 test-e2e: packages $(BIN)/helm ## End-to-end tests in a single-node cluster (root; KEEP=1 leaves it up)
 	$(GO) run ./test/cluster build
-	$(GO) test -race -timeout 40m ./test/cluster/node ./test/e2e -v -ginkgo.v
+	$(GO) test -race -p 1 -timeout 20m -v ./test/cluster/node ./test/e2e/platform
+	$(GO) test -timeout 40m ./test/e2e -v -ginkgo.v -ginkgo.no-color
 
 .PHONY: demo
 demo: $(BIN)/helm ## The main job on an embedded cluster; ends with a table (root; KEEP=1 leaves it up)
