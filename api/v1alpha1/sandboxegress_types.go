@@ -22,7 +22,9 @@ const (
 type TLSRequirement string
 
 const (
+	// TLSRequired refuses a tunnel to port 443 that is not TLS with the server name asked for.
 	TLSRequired TLSRequirement = "Required"
+	// TLSOptional lets other protocols through; a stream that is TLS is still held to its name.
 	TLSOptional TLSRequirement = "Optional"
 )
 
@@ -43,8 +45,10 @@ const (
 type DNSMode string
 
 const (
+	// DNSCluster lets sandboxes ask the cluster's DNS.
 	DNSCluster DNSMode = "Cluster"
-	DNSNone    DNSMode = "None"
+	// DNSNone closes DNS, and with it a covert channel; the proxy resolves names itself.
+	DNSNone DNSMode = "None"
 )
 
 // Toggle switches a part on or off.
@@ -52,7 +56,9 @@ const (
 type Toggle string
 
 const (
-	Enabled  Toggle = "Enabled"
+	// Enabled switches the part on.
+	Enabled Toggle = "Enabled"
+	// Disabled switches the part off, with the protection that it gives.
 	Disabled Toggle = "Disabled"
 )
 
@@ -73,7 +79,9 @@ const (
 type Binding string
 
 const (
+	// BindingEnforced refuses a token from any address that is not its pod's.
 	BindingEnforced Binding = "Enforced"
+	// BindingDisabled lets whoever holds the token use it.
 	BindingDisabled Binding = "Disabled"
 )
 
