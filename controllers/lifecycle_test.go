@@ -504,6 +504,20 @@ var _ = Describe("Policies that change or go", Ordered, func() {
 		}
 	})
 
+	It("goes with its namespace, which takes nothing new while it ends", func(ctx SpecContext) {
+		p := managertest.Policy(ns, "agents")
+		create(ctx, p)
+		pod := injected(ctx, p, "agent")
+		Eventually(identityNP(ctx, pod)).Should(Succeed())
+		// What the namespace controller does, in the order that leaves the most to be desired.
+		Expect(env.Client.Delete(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns}})).To(Succeed())
+		Expect(env.Client.Delete(ctx, pod, client.GracePeriodSeconds(0))).To(Succeed())
+		Expect(env.Client.DeleteAllOf(ctx, &networkingv1.NetworkPolicy{}, client.InNamespace(ns))).To(Succeed())
+		Eventually(func() error { _, err := getNP(ctx, ns, v1alpha1.DefaultDenyName("agents")); return err }).Should(notFound())
+		Expect(env.Client.Delete(ctx, p)).To(Succeed())
+		Eventually(func() error { return env.Client.Get(ctx, client.ObjectKeyFromObject(p), p) }).Should(notFound())
+	})
+
 	It("keeps isolating when someone takes the finalizer off, and cleans up once nothing runs", func(ctx SpecContext) {
 		p := managertest.Policy(ns, "agents")
 		create(ctx, p)

@@ -32,7 +32,12 @@ const lookAgain = 15 * time.Second
 // finalize takes the policy down from the inside out: first every way out of a sandbox and
 // the proxy, and last, when nothing that it isolates still runs, the default-deny policy.
 func (r *Reconciler) finalize(ctx context.Context, p *v1alpha1.SandboxEgress) (reconcile.Result, error) {
-	if !controllerutil.ContainsFinalizer(p, v1alpha1.IsolationFinalizer) {
+	// A cache that lags shows an object that is finished with. Working on it would isolate and
+	// release again, perhaps the sandboxes of a successor with the same name.
+	if err := r.Live.Get(ctx, client.ObjectKeyFromObject(p), p); err != nil {
+		return reconcile.Result{}, client.IgnoreNotFound(err)
+	}
+	if p.DeletionTimestamp.IsZero() || !controllerutil.ContainsFinalizer(p, v1alpha1.IsolationFinalizer) {
 		return reconcile.Result{}, nil
 	}
 	sel, err := match.Selector(p)
@@ -40,7 +45,10 @@ func (r *Reconciler) finalize(ctx context.Context, p *v1alpha1.SandboxEgress) (r
 		// It never isolated anything, so nothing is released.
 		return reconcile.Result{}, errors.Join(r.deleteProxy(ctx, p), r.removeFinalizer(ctx, p))
 	}
-	if err := r.isolate(ctx, p, true); err != nil {
+	// A namespace that is ending takes no new object: a default-deny policy that is gone cannot
+	// come back, but no pod that it would isolate can start either. Those that run still hold it.
+	err = r.isolate(ctx, p, true)
+	if err != nil && !apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
 		return reconcile.Result{}, err
 	}
 	if err := r.deleteProxy(ctx, p); err != nil {
