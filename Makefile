@@ -81,6 +81,7 @@ test-envtest: packages $(BIN)/helm ## Tests against a real kube-apiserver; honou
 .PHONY: test-e2e
 test-e2e: packages $(BIN)/helm ## End-to-end tests in a single-node cluster (root; KEEP=1 leaves it up)
 	$(GO) run ./test/cluster build
+	cd test/cluster/components/enforcer && $(GO) vet . && $(GO) test -race .
 	$(GO) test -race -p 1 -timeout 20m -v ./test/cluster/node ./test/e2e/platform
 	$(GO) test -timeout 40m ./test/e2e -v -ginkgo.v -ginkgo.no-color
 
