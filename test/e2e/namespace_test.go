@@ -51,5 +51,16 @@ func namespaceSpecs() {
 				g.Expect(string(out)).To(BeEmpty())
 			}).WithContext(ctx).WithTimeout(long).Should(Succeed())
 		}, SpecTimeout(3*long))
+
+		It("of every other spec's namespace came to its end", func(ctx SpecContext) {
+			Eventually(func(g Gomega) {
+				var list corev1.NamespaceList
+				g.Expect(p.Client.List(ctx, &list)).To(Succeed())
+				for i := range list.Items {
+					ns := &list.Items[i]
+					g.Expect(ns.DeletionTimestamp).To(BeNil(), "%s: %+v", ns.Name, ns.Status.Conditions)
+				}
+			}).WithContext(ctx).WithTimeout(long).Should(Succeed())
+		}, SpecTimeout(2*long))
 	})
 }
