@@ -95,6 +95,15 @@ func (a attempt) deniedProblem() string {
 
 func (r result) problems() []string {
 	var out []string
+	if r.client.broken != "" {
+		if r.attempts[allowedHTTPS].allowedProblem(true) == "" {
+			return []string{"https works now: it is no longer broken"}
+		}
+		if problem := r.attempts[allowedHTTP].allowedProblem(false); problem != "" {
+			return []string{allowedHost + " over http: " + problem}
+		}
+		return nil
+	}
 	for i, a := range r.attempts {
 		if !a.ran {
 			continue
@@ -239,7 +248,8 @@ func document(results []result) string {
 	var b strings.Builder
 	passed := 0
 	grades := map[string]int{}
-	for _, r := range results {
+	working, broken := split(results)
+	for _, r := range working {
 		if len(r.problems()) == 0 {
 			passed++
 		}
@@ -259,8 +269,8 @@ what is left of it under `+"`delivery: Relay`"+`, where the proxy URL has no cre
 
 | client | version | http | https | denied: http | denied: https | needs | notes |
 | --- | --- | --- | --- | --- | --- | --- | --- |
-`, passed, len(results), machine())
-	for _, r := range results {
+`, passed, len(working), machine())
+	for _, r := range working {
 		a := r.attempts
 		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s | %s |\n", r.client.name, cell(r.version),
 			mark(a[allowedHTTP].allowedProblem(false), a[allowedHTTP].ran), mark(a[allowedHTTPS].allowedProblem(true), a[allowedHTTPS].ran),
@@ -269,18 +279,36 @@ what is left of it under `+"`delivery: Relay`"+`, where the proxy URL has no cre
 	fmt.Fprintf(&b, `
 "Denied" tells what the person sees: **reason**, the word `+"`host_not_allowed`"+` itself; **403**, the status alone;
 **no reason**, only that the proxy or the connection failed. Over https the refusal answers a
-CONNECT, whose body no client shows; the proxy puts the reason into the status phrase, and %d of %d
-clients show it, %d the status alone, and %d neither. There the audit log and the pod's Events tell.
+CONNECT, whose body next to no client shows; so the proxy puts the reason into the status phrase too.
+%d of %d clients show the reason, %d the status alone, and %d neither: there the audit log and the
+pod's Events tell.
 
 ## What a refusal looks like
 
 | client | http | https |
 | --- | --- | --- |
-`, grades["reason"], len(results), grades["403"], grades["no reason"])
-	for _, r := range results {
+`, grades["reason"], len(working), grades["403"], grades["no reason"])
+	for _, r := range working {
 		fmt.Fprintf(&b, "| %s | %s | %s |\n", r.client.name, quoted(r.attempts[deniedHTTP]), quoted(r.attempts[deniedHTTPS]))
 	}
+	if len(broken) > 0 {
+		b.WriteString("\n## What does not work\n\nTried in the same way, over https; over http these clients work.\n\n| client | version | why |\n| --- | --- | --- |\n")
+	}
+	for _, r := range broken {
+		fmt.Fprintf(&b, "| %s | %s | %s |\n", r.client.name, cell(r.version), cell(r.client.broken))
+	}
 	return b.String()
+}
+
+func split(results []result) (working, broken []result) {
+	for _, r := range results {
+		if r.client.broken == "" {
+			working = append(working, r)
+		} else {
+			broken = append(broken, r)
+		}
+	}
+	return working, broken
 }
 
 func denied(a attempt) string {

@@ -35,7 +35,7 @@ type Options struct {
 }
 
 // Command prepares a program that runs in the namespace with its bind mounts. It gets a
-// process group of its own, which the end of ctx kills.
+// session of its own, which the end of ctx kills.
 func (n *Namespace) Command(ctx context.Context, o Options, argv ...string) *exec.Cmd {
 	args := []string{enterCommand, n.path(), strconv.Itoa(o.CPU), strconv.FormatUint(o.Files, 10), strconv.Itoa(o.Nice)}
 	for _, target := range slices.Sorted(maps.Keys(n.binds)) {
@@ -44,7 +44,7 @@ func (n *Namespace) Command(ctx context.Context, o Options, argv ...string) *exe
 	args = append(args, "--")
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", append(args, argv...)...)
 	cmd.Dir, cmd.Env = o.Dir, o.Env
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.Cancel = func() error { return KillGroup(cmd) }
 	cmd.WaitDelay = 5 * time.Second
 	return cmd
@@ -108,8 +108,8 @@ func become(args []string) error {
 		}
 	}
 	if nice != 0 {
-		if err := unix.Setpriority(unix.PRIO_PROCESS, 0, nice); err != nil {
-			return fmt.Errorf("priority %d: %w", nice, err)
+		if err := prioritise(nice); err != nil {
+			return err
 		}
 	}
 	if files > 0 {
@@ -118,6 +118,19 @@ func become(args []string) error {
 		}
 	}
 	return syscall.Exec(program, argv, os.Environ())
+}
+
+// prioritise sets the priority within the session and, where the kernel divides the
+// processor among sessions first, that of the session: sched(7), autogroup.
+func prioritise(nice int) error {
+	if err := unix.Setpriority(unix.PRIO_PROCESS, 0, nice); err != nil {
+		return fmt.Errorf("priority %d: %w", nice, err)
+	}
+	err := os.WriteFile("/proc/self/autogroup", []byte(strconv.Itoa(nice)), 0o644)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("priority %d of the session: %w", nice, err)
+	}
+	return nil
 }
 
 func mountAll(binds []string) error {
