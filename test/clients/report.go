@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"net"
+	"net/http"
 	"os/exec"
 	"regexp"
 	"runtime"
@@ -185,11 +186,11 @@ func (a attempt) grade() string {
 
 func (r result) notes() []string {
 	var notes []string
-	https, http := r.attempts[allowedHTTPS], r.attempts[allowedHTTP]
-	if https.decided("deny", "auth_required") {
+	overTLS, plain := r.attempts[allowedHTTPS], r.attempts[allowedHTTP]
+	if overTLS.decided("deny", "auth_required") {
 		notes = append(notes, "sends credentials only after a 407")
 	}
-	if slices.ContainsFunc(http.records, func(x record) bool { return x.Method == "CONNECT" }) {
+	if slices.ContainsFunc(plain.records, func(x record) bool { return x.Method == http.MethodConnect }) {
 		notes = append(notes, "CONNECT to port 80 for http")
 	}
 	for _, a := range r.attempts {

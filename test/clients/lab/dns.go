@@ -19,7 +19,7 @@ func (n *Namespace) ServeDNS(ctx context.Context, address string, records map[st
 	}
 	stream, err := n.Listen(ctx, address)
 	if err != nil {
-		packets.Close()
+		_ = packets.Close()
 		return nil, err
 	}
 	servers := []*dns.Server{
@@ -30,8 +30,8 @@ func (n *Namespace) ServeDNS(ctx context.Context, address string, records map[st
 		go func() { _ = s.ActivateAndServe() }()
 	}
 	return func() {
-		packets.Close()
-		stream.Close()
+		_ = packets.Close()
+		_ = stream.Close()
 	}, nil
 }
 

@@ -15,13 +15,13 @@ import (
 type Mode string
 
 const (
-	// Tunnels: open a tunnel, get the origin's first flight, close; again.
+	// Tunnels opens a tunnel, gets the origin's first flight, closes; again and again.
 	Tunnels Mode = "tunnels"
-	// Plain: keep-alive GET requests.
+	// Plain sends keep-alive GET requests.
 	Plain Mode = "plain"
-	// Streams: one tunnel per client, through which bytes arrive without end.
+	// Streams holds one tunnel per client, through which bytes arrive without end.
 	Streams Mode = "streams"
-	// Idle: open tunnels and hold them.
+	// Idle opens tunnels and holds them.
 	Idle Mode = "idle"
 )
 
@@ -75,13 +75,12 @@ type client struct {
 
 type load struct {
 	Load
-	poll    *poller
-	conns   table[client]
-	buf     []byte
-	connect []byte
-	hello   []byte
-	request []byte
-	// responseSize is known after the first response: it depends on the proxy's headers.
+	poll      *poller
+	conns     table[client]
+	buf       []byte
+	connect   []byte
+	hello     []byte
+	request   []byte
 	latencies []time.Duration
 	counting  bool
 	out       Outcome
@@ -237,7 +236,7 @@ func (g *load) failed(c *client, err error) error {
 
 func (g *load) close(c *client) {
 	g.conns.set(c.fd, nil)
-	unix.Close(c.fd)
+	_ = unix.Close(c.fd)
 }
 
 func (g *load) open() error {

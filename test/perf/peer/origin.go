@@ -128,7 +128,7 @@ func (s *origin) accept(listener int) {
 
 func (s *origin) drop(c *originConn) {
 	s.conns.set(c.fd, nil)
-	unix.Close(c.fd)
+	_ = unix.Close(c.fd)
 }
 
 // read takes what has arrived; false ends the connection.

@@ -57,7 +57,7 @@ func newSocket() (int, error) {
 		return -1, fmt.Errorf("socket: %w", err)
 	}
 	if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
-		unix.Close(fd)
+		_ = unix.Close(fd)
 		return -1, fmt.Errorf("TCP_NODELAY: %w", err)
 	}
 	return fd, nil
