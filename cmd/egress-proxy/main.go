@@ -7,8 +7,11 @@ import (
 	"github.com/sandbox-egress/sandbox-egress/internal/proxycmd"
 )
 
+// version is set by the linker.
+var version = "dev"
+
 func main() {
-	os.Exit(proxycmd.Main(os.Args[1:], os.Stdout, os.Stderr, map[string]proxycmd.SourceFactory{
+	os.Exit(proxycmd.Main(version, os.Args[1:], os.Stdout, os.Stderr, map[string]proxycmd.SourceFactory{
 		"kube": &kubeSource{},
 	}))
 }

@@ -70,6 +70,7 @@ Exit codes: 0 done, allowed or valid; 1 denied or not valid; 2 wrong usage or in
 
 Linked as "kubectl-egress" on the PATH it is a kubectl plugin as well:
   ln -s "$(command -v egressctl)" /usr/local/bin/kubectl-egress && kubectl egress --help`,
+		Version:       a.Version,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          noArgs,
@@ -79,6 +80,7 @@ Linked as "kubectl-egress" on the PATH it is a kubectl plugin as well:
 			return checkFormat(a.format)
 		},
 	}
+	root.SetVersionTemplate("{{.Version}}\n")
 	root.PersistentFlags().StringVarP(&a.format, "output", "o", formatText, "output format: text, json or yaml")
 	complete(root, "output", formatText, formatJSON, formatYAML)
 	root.AddCommand(a.keygenCommand(), a.tokenCommand(), a.checkCommand(), a.presetsCommand(),

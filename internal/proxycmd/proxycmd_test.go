@@ -79,19 +79,19 @@ func TestWrongFlagsAreNamed(t *testing.T) {
 
 func TestMainExitCodes(t *testing.T) {
 	var out, errs bytes.Buffer
-	if code := Main([]string{"--no-such-flag"}, &out, &errs, nil); code != 2 {
+	if code := Main("v1.2.3", []string{"--no-such-flag"}, &out, &errs, nil); code != 2 {
 		t.Errorf("unknown flag: exit %d", code)
 	}
-	if code := Main([]string{"surplus"}, &out, &errs, nil); code != 2 {
+	if code := Main("v1.2.3", []string{"surplus"}, &out, &errs, nil); code != 2 {
 		t.Errorf("surplus argument: exit %d", code)
 	}
-	if code := Main(nil, &out, &errs, nil); code != 2 || !strings.Contains(errs.String(), "--jwks-file") {
+	if code := Main("v1.2.3", nil, &out, &errs, nil); code != 2 || !strings.Contains(errs.String(), "--jwks-file") {
 		t.Errorf("no flags: exit %d, %s", code, errs.String())
 	}
-	if code := Main([]string{"--version"}, &out, &errs, nil); code != 0 || !strings.HasPrefix(out.String(), "egress-proxy ") {
+	if code := Main("v1.2.3", []string{"--version"}, &out, &errs, nil); code != 0 || out.String() != "v1.2.3\n" {
 		t.Errorf("--version: exit %d, %q", code, out.String())
 	}
-	if code := Main([]string{"--jwks-file=/does/not/exist", "--listen=127.0.0.1:0", "--admin-listen="}, &out, &errs, nil); code != 1 || !strings.Contains(errs.String(), "/does/not/exist") {
+	if code := Main("v1.2.3", []string{"--jwks-file=/does/not/exist", "--listen=127.0.0.1:0", "--admin-listen="}, &out, &errs, nil); code != 1 || !strings.Contains(errs.String(), "/does/not/exist") {
 		t.Errorf("missing file: exit %d, %s", code, errs.String())
 	}
 }

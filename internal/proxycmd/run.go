@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -30,7 +29,7 @@ import (
 
 // Main runs egress-proxy and returns its exit code: 0 after an orderly end, 1 after a
 // failure, 2 for wrong flags. sources are the values of --policy-source besides "file".
-func Main(args []string, stdout, stderr io.Writer, sources map[string]SourceFactory) int {
+func Main(version string, args []string, stdout, stderr io.Writer, sources map[string]SourceFactory) int {
 	var o options
 	fs := pflag.NewFlagSet("egress-proxy", pflag.ContinueOnError)
 	fs.SortFlags = false
@@ -47,7 +46,7 @@ func Main(args []string, stdout, stderr io.Writer, sources map[string]SourceFact
 		return 2
 	}
 	if o.version {
-		fmt.Fprintln(stdout, "egress-proxy", version())
+		fmt.Fprintln(stdout, version)
 		return 0
 	}
 	if fs.NArg() > 0 {
@@ -60,6 +59,7 @@ func Main(args []string, stdout, stderr io.Writer, sources map[string]SourceFact
 		return 2
 	}
 	log := slog.New(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: s.level}))
+	log.Info("egress-proxy starts", "version", version)
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	hup := make(chan os.Signal, 1)
@@ -80,13 +80,6 @@ func sourceNames(sources map[string]SourceFactory) []string {
 	}
 	slices.Sort(names)
 	return append([]string{SourceFile}, names...)
-}
-
-func version() string {
-	if b, ok := debug.ReadBuildInfo(); ok && b.Main.Version != "" {
-		return b.Main.Version
-	}
-	return "unknown"
 }
 
 // run serves until a signal or a failure.
@@ -190,7 +183,7 @@ func run(parent context.Context, s *settings, sources map[string]SourceFactory, 
 		s.drain(ctx, server, signals, log)
 		return nil
 	})
-	log.Info("egress-proxy serves", "listen", listeners.proxy.Addr().String(), "tls", tlsConfig != nil, "policySource", s.policySource, "version", version())
+	log.Info("egress-proxy serves", "listen", listeners.proxy.Addr().String(), "tls", tlsConfig != nil, "policySource", s.policySource)
 	return g.Wait()
 }
 
