@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -47,9 +50,10 @@ type Outcome struct {
 	Operations, Bytes int64
 	Errors            int64
 	Wall              float64
-	// CPU is the processor time of the watched process, LoadCPU of the load generator.
-	CPU, LoadCPU float64
-	P50, P99     float64
+	// CPU is the processor time of the watched process, System the kernel's part of it, and
+	// LoadCPU the processor time of the load generator.
+	CPU, System, LoadCPU float64
+	P50, P99             float64
 	// FirstError tells what went wrong first.
 	FirstError string
 }
@@ -129,12 +133,13 @@ func (l Load) Run() (Outcome, error) {
 	}
 	g.counting = true
 	begin = time.Now()
-	cpu, own := processTime(l.Watch), processTime(0)
+	cpu, system, own := processTime(l.Watch), systemTime(l.Watch), processTime(0)
 	if err := g.loop(begin.Add(l.Duration), nil); err != nil {
 		return g.out, err
 	}
 	g.out.Wall = time.Since(begin).Seconds()
 	g.out.CPU, g.out.LoadCPU = (processTime(l.Watch) - cpu).Seconds(), (processTime(0) - own).Seconds()
+	g.out.System = (systemTime(l.Watch) - system).Seconds()
 	if l.Watch == 0 {
 		g.out.CPU = 0
 	}
@@ -196,6 +201,32 @@ func processTime(pid int) time.Duration {
 		return 0
 	}
 	return time.Duration(ts.Nano())
+}
+
+// tick is the unit of times in proc_pid_stat(5): USER_HZ is 100 on every architecture that
+// Go supports.
+const tick = 10 * time.Millisecond
+
+// systemTime is the part of a process's processor time that was spent in the kernel; pid 0
+// has none.
+func systemTime(pid int) time.Duration {
+	if pid == 0 {
+		return 0
+	}
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return 0
+	}
+	// The name in parentheses may hold spaces; stime is the 13th field after it.
+	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+	if len(fields) < 13 {
+		return 0
+	}
+	ticks, err := strconv.ParseInt(fields[12], 10, 64)
+	if err != nil {
+		return 0
+	}
+	return time.Duration(ticks) * tick
 }
 
 func (g *load) loop(until time.Time, enough func() bool) error {
