@@ -132,7 +132,7 @@ func (a attempt) message() string {
 		if line == "" {
 			continue
 		}
-		low := strings.ToLower(line)
+		low := strings.ReplaceAll(strings.ToLower(line), deniedHost, "") // "denied" is no news in it
 		at := slices.IndexFunc(telling, func(word string) bool { return strings.Contains(low, word) })
 		if at < 0 {
 			at = len(telling)
