@@ -4,15 +4,20 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
+	"slices"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/utils/ptr"
+	"sigs.k8s.io/yaml"
 
+	"github.com/sandbox-egress/sandbox-egress/test/cluster/image"
 	"github.com/sandbox-egress/sandbox-egress/test/e2e/platform"
 )
 
@@ -26,7 +31,7 @@ func sandboxAPISpecs() {
 			ns := newNamespace(ctx, "api")
 			policy := platform.Policy(ns, "agents", "allowed.example")
 			create(ctx, &corev1.Secret{
-				ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "sandbox-api"},
+				ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "sandbox-api-token"},
 				StringData: map[string]string{"token": apiToken},
 			})
 			// Who may call is an ingress policy's affair.
@@ -42,8 +47,7 @@ func sandboxAPISpecs() {
 				},
 			})
 			ready(ctx, policy)
-			sandbox = platform.Sandbox(ns, "sandbox")
-			runSandboxAPI(sandbox)
+			sandbox = samplePod(ns)
 			caller, stranger = platform.Pod(ns, "caller", "caller"), platform.Pod(ns, "stranger", "stranger")
 			ready(ctx, sandbox, caller, stranger)
 		}, NodeTimeout(2*long))
@@ -74,21 +78,23 @@ func sandboxAPISpecs() {
 	})
 }
 
-// runSandboxAPI makes the pod's container run the sandbox API of the product's image, which
-// an image volume brings beside the sandbox's own files.
-func runSandboxAPI(pod *corev1.Pod) {
-	pod.Spec.Volumes = []corev1.Volume{
-		{Name: "sandbox-api", VolumeSource: corev1.VolumeSource{Image: &corev1.ImageVolumeSource{Reference: p.Image(), PullPolicy: corev1.PullNever}}},
-		{Name: "token", VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "sandbox-api"}}},
-		{Name: "workspace", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}},
+// samplePod is the pod of config/samples/sandbox-api with the images of the test cluster.
+func samplePod(namespace string) *corev1.Pod {
+	GinkgoHelper()
+	manifest, err := os.ReadFile("../../config/samples/sandbox-api/pod.yaml")
+	Expect(err).NotTo(HaveOccurred())
+	pod := &corev1.Pod{}
+	Expect(yaml.UnmarshalStrict(manifest, pod)).To(Succeed())
+	pod.Namespace = namespace
+	install, main := &pod.Spec.InitContainers[0], &pod.Spec.Containers[0]
+	install.Image, install.ImagePullPolicy = p.Image(), corev1.PullNever
+	main.Image, main.ImagePullPolicy = image.SandboxRef, corev1.PullNever
+	// Without SYS_RESOURCE, which test machines may lack, only the watchdog holds the limits.
+	if has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, unix.CAP_SYS_RESOURCE, 0, 0, 0); err != nil || has == 0 {
+		add := &main.SecurityContext.Capabilities.Add
+		*add = slices.DeleteFunc(*add, func(c corev1.Capability) bool { return c == "SYS_RESOURCE" })
 	}
-	main := &pod.Spec.Containers[0]
-	main.Command = []string{"/opt/sandbox-egress/sandbox-api", "--token-file=/run/sandbox-api/token"}
-	main.VolumeMounts = []corev1.VolumeMount{
-		{Name: "sandbox-api", MountPath: "/opt/sandbox-egress", ReadOnly: true},
-		{Name: "token", MountPath: "/run/sandbox-api", ReadOnly: true},
-		{Name: "workspace", MountPath: "/workspace"},
-	}
+	return pod
 }
 
 // execution is the answer of POST /execute.

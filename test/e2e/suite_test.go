@@ -79,6 +79,7 @@ var _ = Describe("Sandbox Egress", Ordered, ContinueOnFailure, func() {
 	isolationSpecs()
 	identitySpecs()
 	liveSpecs()
+	observeSpecs()
 	relaySpecs()
 	sandboxAPISpecs()
 	outageSpecs()

@@ -40,17 +40,38 @@ func (p *Platform) Uninstall(ctx context.Context) error {
 // Helm runs helm against the cluster and returns its standard output; its messages are in
 // the error.
 func (p *Platform) Helm(ctx context.Context, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, p.helm(), args...)
 	home := filepath.Join(p.work, "helm")
-	cmd.Env = append(os.Environ(),
-		"KUBECONFIG="+p.Cluster.Kubeconfig(), "NO_PROXY=*", "no_proxy=*",
-		// Nothing of the user's own set-up, and nothing left in it.
-		"HELM_CACHE_HOME="+home, "HELM_CONFIG_HOME="+home, "HELM_DATA_HOME="+home,
-	)
+	cmd := exec.CommandContext(ctx, p.helm(), args...)
+	// Nothing of the user's own set-up, and nothing left in it.
+	cmd.Env = append(os.Environ(), "HELM_CACHE_HOME="+home, "HELM_CONFIG_HOME="+home, "HELM_DATA_HOME="+home)
+	return p.run(cmd)
+}
+
+// Egressctl runs the product's egressctl against the cluster with stdin, and returns its
+// standard output; its messages are in the error.
+func (p *Platform) Egressctl(ctx context.Context, stdin string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, p.egressctl, args...)
+	cmd.Env = os.Environ()
+	cmd.Stdin = strings.NewReader(stdin)
+	return p.run(cmd)
+}
+
+// Suggest asks egressctl for the patch of the manifest that allows what the records say was
+// denied.
+func (p *Platform) Suggest(ctx context.Context, manifest []byte, records string) (string, error) {
+	file := filepath.Join(p.work, "policy.yaml")
+	if err := os.WriteFile(file, manifest, 0o600); err != nil {
+		return "", err
+	}
+	return p.Egressctl(ctx, records, "suggest", "-f", file)
+}
+
+func (p *Platform) run(cmd *exec.Cmd) (string, error) {
+	cmd.Env = append(cmd.Env, "KUBECONFIG="+p.Cluster.Kubeconfig(), "NO_PROXY=*", "no_proxy=*")
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := p.Cluster.Run(cmd); err != nil {
-		return stdout.String(), fmt.Errorf("helm %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
+		return stdout.String(), fmt.Errorf("%s %s: %w: %s", filepath.Base(cmd.Path), strings.Join(cmd.Args[1:], " "), err, strings.TrimSpace(stderr.String()))
 	}
 	return stdout.String(), nil
 }

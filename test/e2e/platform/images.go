@@ -33,6 +33,7 @@ func (p *Platform) projectImage(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	p.egressctl = binaries["egressctl"]
 	if p.tag, err = digest(binaries); err != nil {
 		return "", err
 	}

@@ -44,6 +44,7 @@ type Platform struct {
 
 	// root is the repository, work a directory for temporary files, tag the image's.
 	root, work, tag string
+	egressctl       string // the program's path
 	config          node.Config
 	log             func(string)
 }
