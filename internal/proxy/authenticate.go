@@ -3,8 +3,6 @@ package proxy
 import (
 	"crypto/ecdsa"
 	"encoding/base64"
-	"encoding/json"
-	"errors"
 	"strings"
 	"sync"
 	"time"
@@ -17,7 +15,7 @@ import (
 // Authenticator verifies tokens; *token.Verifier is one.
 type Authenticator interface {
 	// Verify returns the claims of a good token. The same token gives the same pointer
-	// while it is cached. The error wraps one of package token's.
+	// while it is cached, with its KID. The error wraps one of package token's.
 	Verify(raw string) (*token.Claims, error)
 	// SetKeys puts other keys in force for every later Verify.
 	SetKeys(*token.KeySet)
@@ -54,7 +52,7 @@ func (s *Server) authenticate(r *request, st *policy.State) (*identity, *refusal
 	if user != claims.ContainerID {
 		return nil, unauthenticated(ReasonUserMismatch, "the proxy user name is not container_ followed by the token's container_id")
 	}
-	id, err := s.identities.of(claims, raw, st.Keys())
+	id, err := s.identities.of(claims, st.Keys())
 	if err != nil {
 		return nil, unauthenticated(Reason(token.Reason(err)), err.Error())
 	}
@@ -93,7 +91,7 @@ type identities struct {
 
 const maxIdentities = 16384
 
-func (c *identities) of(claims *token.Claims, raw string, keys *token.KeySet) (*identity, error) {
+func (c *identities) of(claims *token.Claims, keys *token.KeySet) (*identity, error) {
 	c.mu.RLock()
 	id := c.m[claims]
 	c.mu.RUnlock()
@@ -102,7 +100,7 @@ func (c *identities) of(claims *token.Claims, raw string, keys *token.KeySet) (*
 	if id != nil && id.keyInForce(keys) {
 		return id, nil
 	}
-	id, err := newIdentity(claims, raw, keys)
+	id, err := newIdentity(claims, keys)
 	if err != nil {
 		return nil, err
 	}
@@ -126,11 +124,8 @@ func (c *identities) forget(now time.Time) {
 	}
 }
 
-func newIdentity(claims *token.Claims, raw string, keys *token.KeySet) (*identity, error) {
-	kid, err := kidOf(raw)
-	if err != nil {
-		return nil, err
-	}
+func newIdentity(claims *token.Claims, keys *token.KeySet) (*identity, error) {
+	kid := claims.KID()
 	key := keys.Lookup(kid)
 	if key == nil {
 		return nil, token.ErrUnknownKey
@@ -148,20 +143,4 @@ func newIdentity(claims *token.Claims, raw string, keys *token.KeySet) (*identit
 func (id *identity) keyInForce(keys *token.KeySet) bool {
 	k := keys.Lookup(id.kid)
 	return k != nil && (k == id.key || k.Equal(id.key))
-}
-
-// kidOf reads the kid of a token that has been verified.
-func kidOf(raw string) (string, error) {
-	part, _, _ := strings.Cut(raw, ".")
-	data, err := base64.RawURLEncoding.DecodeString(part)
-	if err != nil {
-		return "", token.ErrMalformed
-	}
-	var h struct {
-		KID string `json:"kid"`
-	}
-	if err := json.Unmarshal(data, &h); err != nil {
-		return "", errors.Join(token.ErrMalformed, err)
-	}
-	return h.KID, nil
 }
