@@ -1,5 +1,7 @@
 package limit
 
+import "slices"
+
 // ident names a process for good: a pid alone is used again.
 type ident struct {
 	pid   int
@@ -18,11 +20,19 @@ type owned struct {
 // parent died is handed to this process, the subreaper, and does not show where
 // it came from any more, so these are tried in order: it was seen before under
 // its parent; its session is the tree's (setsid(2) is undone by nobody); its
-// environment carries the tree's mark. What is left is a stray: it may belong to
-// any tree that was alive when it was first seen.
-func (o *owned) attribute(table map[int]proc, marked func(pid int, s *scopeR) bool, live map[*scopeR]bool) (trees map[*scopeR][]proc, strays []proc) {
-	trees = map[*scopeR][]proc{}
+// environment carries the tree's mark; only one tree was alive to make it. What is
+// left is a stray: it may belong to any tree that was alive when it was first seen.
+// The mark of a stray is looked for at every scan: in the middle of an execve(2) a
+// process has no environment yet.
+func (o *owned) attribute(table map[int]proc, marked func(pid int) *scopeR, live map[*scopeR]bool) map[*scopeR][]proc {
+	trees := map[*scopeR][]proc{}
 	known, stray := map[ident]*scopeR{}, map[ident][]*scopeR{}
+	var candidates []*scopeR
+	for s := range live {
+		if s.forked {
+			candidates = append(candidates, s)
+		}
+	}
 	type answer struct {
 		scope *scopeR
 		ours  bool // a descendant of this process
@@ -53,14 +63,16 @@ func (o *owned) attribute(table map[int]proc, marked func(pid int, s *scopeR) bo
 		case o.roots[p.session] != nil:
 			a = answer{o.roots[p.session], true}
 		default:
-			a.ours = true
-			if _, seen := o.stray[id]; !seen {
-				for s := range live {
-					if marked(pid, s) {
-						a.scope = s
-						break
-					}
-				}
+			a = answer{marked(pid), true}
+			makers, seen := o.stray[id]
+			if !seen {
+				makers = candidates
+			}
+			if a.scope == nil && !seen && len(makers) == 1 {
+				a.scope = makers[0]
+			}
+			if a.scope == nil && alive(p) {
+				stray[id] = makers
 			}
 		}
 		memo[pid] = a
@@ -70,42 +82,38 @@ func (o *owned) attribute(table map[int]proc, marked func(pid int, s *scopeR) bo
 		if pid == o.self {
 			continue
 		}
-		a := find(pid, 0)
-		id := ident{p.pid, p.start}
-		switch {
-		case a.scope != nil:
-			known[id] = a.scope
-			if alive(p) {
-				trees[a.scope] = append(trees[a.scope], p)
-			}
-		case a.ours && alive(p):
-			makers, seen := o.stray[id]
-			if !seen {
-				for s := range live {
-					makers = append(makers, s)
-				}
-			}
-			stray[id] = makers
-			strays = append(strays, p)
+		scope := find(pid, 0).scope
+		if scope == nil {
+			continue
+		}
+		known[ident{p.pid, p.start}] = scope
+		if alive(p) {
+			trees[scope] = append(trees[scope], p)
 		}
 	}
 	o.known, o.stray = known, stray
-	return trees, strays
+	return trees
 }
 
 func alive(p proc) bool { return p.state != 'Z' && p.state != 'X' }
 
-// abandoned returns the strays that no live scope can have made.
-func (o *owned) abandoned(strays []proc, live map[*scopeR]bool) []proc {
-	var out []proc
-	for _, p := range strays {
-		claimed := false
-		for _, s := range o.stray[ident{p.pid, p.start}] {
-			claimed = claimed || live[s]
-		}
-		if !claimed {
-			out = append(out, p)
+// abandoned returns the pids of the strays that no live scope can have made.
+func (o *owned) abandoned(live map[*scopeR]bool) []int {
+	var pids []int
+	for id, makers := range o.stray {
+		if !slices.ContainsFunc(makers, func(s *scopeR) bool { return live[s] }) {
+			pids = append(pids, id.pid)
 		}
 	}
-	return out
+	return pids
+}
+
+// mayBe tells whether one of the strays may belong to the scope.
+func (o *owned) mayBe(s *scopeR) bool {
+	for _, makers := range o.stray {
+		if slices.Contains(makers, s) {
+			return true
+		}
+	}
+	return false
 }

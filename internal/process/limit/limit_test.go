@@ -134,7 +134,7 @@ func FuzzParseStat(f *testing.F) {
 // Attribution of descendants, on process tables written by hand. 100 is this
 // process, 200 and 300 are roots of trees a and b.
 func TestAttribute(t *testing.T) {
-	a, b := &scopeR{}, &scopeR{}
+	a, b, unforked := &scopeR{forked: true}, &scopeR{forked: true}, &scopeR{}
 	table := func(rows ...[3]int) map[int]proc {
 		m := map[int]proc{100: {pid: 100, ppid: 1, state: 'S'}, 1: {pid: 1, state: 'S'}, 50: {pid: 50, ppid: 1, session: 200, state: 'S'}}
 		for _, r := range rows {
@@ -162,8 +162,12 @@ func TestAttribute(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			o := owned{self: 100, roots: map[int]*scopeR{200: a, 300: b}, known: tt.known}
-			live := map[*scopeR]bool{a: true, b: true}
-			trees, strays := o.attribute(tt.table, func(pid int, s *scopeR) bool { return tt.marked[pid] == s && s != nil }, live)
+			live := map[*scopeR]bool{a: true, b: true, unforked: true}
+			trees := o.attribute(tt.table, func(pid int) *scopeR { return tt.marked[pid] }, live)
+			var strays []proc
+			for id := range o.stray {
+				strays = append(strays, proc{pid: id.pid})
+			}
 			for _, c := range []struct {
 				name string
 				got  []proc
@@ -181,13 +185,48 @@ func TestAttribute(t *testing.T) {
 					t.Errorf("%s: got %v, want %v", c.name, got, want)
 				}
 			}
-			if left := o.abandoned(strays, live); len(left) != 0 {
+			if left := o.abandoned(live); len(left) != 0 {
 				t.Errorf("strays that live trees may have made are given up: %v", left)
 			}
-			if left := o.abandoned(strays, nil); len(left) != len(strays) {
+			if o.mayBe(a) != (len(strays) > 0) || o.mayBe(unforked) {
+				t.Error("strays may belong to every tree that was forked, and to no other")
+			}
+			if left := o.abandoned(nil); len(left) != len(strays) {
 				t.Errorf("%d strays, %d given up when no tree lives", len(strays), len(left))
 			}
 		})
+	}
+}
+
+// /proc shows no environment in the middle of an execve(2).
+func TestStrayIsRecognisedOnceItsMarkShows(t *testing.T) {
+	a, b := &scopeR{forked: true}, &scopeR{forked: true}
+	live := map[*scopeR]bool{a: true, b: true}
+	table := map[int]proc{100: {pid: 100, ppid: 1, state: 'S'}, 400: {pid: 400, ppid: 100, session: 400, state: 'S', start: 4}}
+	o := owned{self: 100, roots: map[int]*scopeR{200: a, 300: b}}
+	if trees := o.attribute(table, func(int) *scopeR { return nil }, live); len(trees) != 0 || !o.mayBe(b) {
+		t.Fatalf("without a mark: %v, may be b's: %v", trees, o.mayBe(b))
+	}
+	trees := o.attribute(table, func(int) *scopeR { return b }, live)
+	if len(trees[b]) != 1 || len(o.stray) != 0 {
+		t.Errorf("with a mark: %v, strays %v", trees, o.stray)
+	}
+}
+
+func TestOrphanIsOfTheOnlyTreeThatCanHaveMadeIt(t *testing.T) {
+	a, b, unforked := &scopeR{forked: true}, &scopeR{forked: true}, &scopeR{}
+	orphan := proc{pid: 400, ppid: 100, session: 400, state: 'S', start: 4}
+	table := map[int]proc{100: {pid: 100, ppid: 1, state: 'S'}, 400: orphan}
+	none := func(int) *scopeR { return nil }
+	o := owned{self: 100, roots: map[int]*scopeR{200: a}}
+	if trees := o.attribute(table, none, map[*scopeR]bool{a: true, unforked: true}); len(trees[a]) != 1 || len(o.stray) != 0 {
+		t.Errorf("one tree: %v, strays %v", trees, o.stray)
+	}
+	// Two may have made it: the end of one does not make it the other's.
+	o = owned{self: 100, roots: map[int]*scopeR{200: a, 300: b}}
+	o.attribute(table, none, map[*scopeR]bool{a: true, b: true})
+	if trees := o.attribute(table, none, map[*scopeR]bool{a: true}); len(trees) != 0 || len(o.stray) != 1 {
+		t.Errorf("two trees: %v, strays %v", trees, o.stray)
 	}
 }
 

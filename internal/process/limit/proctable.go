@@ -93,8 +93,18 @@ func proportional(pid int) (uint64, error) {
 	return 0, errors.New("smaps_rollup has no Pss line")
 }
 
-// hasEnv tells whether a process was started with the environment entry.
-func hasEnv(pid int, entry string) bool {
+// environ returns the entries (NAME=value) of one variable in the environment that
+// a process was started with; an environment may hold a name more than once.
+func environ(pid int, name string) []string {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/environ")
-	return err == nil && bytes.Contains(append([]byte{0}, b...), []byte("\x00"+entry+"\x00"))
+	if err != nil {
+		return nil
+	}
+	var entries []string
+	for entry := range bytes.SplitSeq(b, []byte{0}) {
+		if bytes.HasPrefix(entry, []byte(name+"=")) {
+			entries = append(entries, string(entry))
+		}
+	}
+	return entries
 }

@@ -208,7 +208,7 @@ func (b *rlimits) watch() {
 		case <-tick.C:
 		}
 		b.mu.Lock()
-		n := len(b.live)
+		n := len(b.live) + len(b.owned.stray)
 		if n > 0 {
 			b.look()
 		}
@@ -272,12 +272,23 @@ func (b *rlimits) scan() (map[*scopeR][]proc, error) {
 	if err != nil {
 		return nil, err
 	}
-	marked := func(pid int, s *scopeR) bool { return s.mark != "" && hasEnv(pid, s.mark) }
-	trees, strays := b.owned.attribute(table, marked, b.live)
-	for _, p := range b.owned.abandoned(strays, b.live) {
-		_ = unix.Kill(p.pid, unix.SIGKILL)
+	trees := b.owned.attribute(table, b.marked, b.live)
+	for _, pid := range b.owned.abandoned(b.live) {
+		_ = unix.Kill(pid, unix.SIGKILL)
 	}
 	return trees, nil
+}
+
+// marked returns the live tree whose mark the process carries. b.mu is held.
+func (b *rlimits) marked(pid int) *scopeR {
+	for _, mark := range environ(pid, MarkEnv) {
+		for s := range b.live {
+			if s.mark == mark {
+				return s
+			}
+		}
+	}
+	return nil
 }
 
 // stopAndKill ends a tree: everything is stopped until a scan finds nothing new,
@@ -316,6 +327,7 @@ func (b *rlimits) stopAndKill(s *scopeR) (int, error) {
 // scopeR is guarded by backend.mu.
 type scopeR struct {
 	backend *rlimits
+	forked  bool // or about to: it may have descendants
 	root    int
 	mark    string
 	verdict Verdict
@@ -330,6 +342,9 @@ func (s *scopeR) SetMark(entry string) {
 
 func (s *scopeR) Fork(sys *syscall.SysProcAttr, fork func() (int, error)) (int, error) {
 	b := s.backend
+	b.mu.Lock()
+	s.forked = true
+	b.mu.Unlock()
 	stop := b.ptrace && b.perChild()
 	if stop {
 		// Stopped at the first instruction until the limits are in place. The tracer
@@ -410,18 +425,48 @@ func (s *scopeR) Kill(ctx context.Context) error {
 	return nil
 }
 
+// Empty is false also while there are strays that the tree may have made.
 func (s *scopeR) Empty() (bool, error) {
-	procs, err := s.tree()
-	return len(procs) == 0, err
+	b := s.backend
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	trees, err := b.scan()
+	return len(trees[s]) == 0 && !b.owned.mayBe(s), err
 }
 
-// Close forgets the tree; strays that only it can have made are killed.
+// strayPatience bounds the wait for killed strays to be gone; the watchdog goes on
+// after it.
+const strayPatience = time.Second
+
+// Close forgets the tree. Strays that no other tree can have made are killed, and
+// are gone when it returns without an error.
 func (s *scopeR) Close() error {
+	s.forget()
+	ctx, cancel := context.WithTimeout(context.Background(), strayPatience)
+	defer cancel()
+	b, left := s.backend, 0
+	err := poll(ctx, func() (bool, error) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if len(b.owned.stray) == 0 {
+			return true, nil
+		}
+		_, err := b.scan()
+		left = len(b.owned.abandoned(b.live))
+		return left == 0, err
+	})
+	if err != nil {
+		return fmt.Errorf("%d stray processes left: %w", left, err)
+	}
+	return nil
+}
+
+func (s *scopeR) forget() {
 	b := s.backend
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !b.live[s] {
-		return nil
+		return
 	}
 	delete(b.live, s)
 	delete(b.owned.roots, s.root)
@@ -430,9 +475,4 @@ func (s *scopeR) Close() error {
 			delete(b.owned.known, id)
 		}
 	}
-	if len(b.owned.stray) > 0 {
-		_, err := b.scan()
-		return err
-	}
-	return nil
 }
