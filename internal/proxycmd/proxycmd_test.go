@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -127,21 +128,10 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-// freePort gives an address that was free a moment ago.
-func freePort(t *testing.T) string {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	return ln.Addr().String()
-}
-
 func start(t *testing.T, stdout io.Writer, args ...string) *command {
 	t.Helper()
 	c := &command{
-		t: t, dir: t.TempDir(), proxy: freePort(t), admin: freePort(t), canary: freePort(t),
+		t: t, dir: t.TempDir(),
 		signals: make(chan os.Signal, 2), hup: make(chan os.Signal, 1), done: make(chan error, 1), log: &lockedBuffer{},
 	}
 	var err error
@@ -149,7 +139,7 @@ func start(t *testing.T, stdout io.Writer, args ...string) *command {
 		t.Fatal(err)
 	}
 	c.writeKeys(c.key)
-	args = append(args, "--jwks-file="+c.path("jwks.json"), "--listen="+c.proxy, "--admin-listen="+c.admin, "--canary-listen="+c.canary, "--drain-timeout=5s")
+	args = append(args, "--jwks-file="+c.path("jwks.json"), "--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", "--canary-listen=127.0.0.1:0", "--drain-timeout=5s")
 	s, err := parse(t, args...)
 	if err != nil {
 		t.Fatal(err)
@@ -164,7 +154,22 @@ func start(t *testing.T, stdout io.Writer, args ...string) *command {
 		for range c.done { // until it is closed
 		}
 	})
+	c.proxy, c.admin, c.canary = c.address("listen"), c.address("admin-listen"), c.address("canary-listen")
 	return c
+}
+
+// address is that of a port that the kernel chose, from the log.
+func (c *command) address(flag string) (addr string) {
+	c.t.Helper()
+	pattern := regexp.MustCompile(`egress-proxy serves".* ` + flag + `=(\S+)`)
+	c.eventually("the address of --"+flag, func() bool {
+		m := pattern.FindStringSubmatch(c.log.String())
+		if m != nil {
+			addr = m[1]
+		}
+		return m != nil
+	})
+	return addr
 }
 
 func (c *command) path(name string) string { return filepath.Join(c.dir, name) }

@@ -183,7 +183,7 @@ func run(parent context.Context, s *settings, sources map[string]SourceFactory, 
 		s.drain(ctx, server, signals, log)
 		return nil
 	})
-	log.Info("egress-proxy serves", "listen", listeners.proxy.Addr().String(), "tls", tlsConfig != nil, "policySource", s.policySource)
+	log.Info("egress-proxy serves", append(listeners.attrs(), "tls", tlsConfig != nil, "policySource", s.policySource)...)
 	return g.Wait()
 }
 
@@ -329,6 +329,19 @@ func (l *listenerSet) all() (out []net.Listener) {
 func (l *listenerSet) addrs() (out []net.Addr) {
 	for _, ln := range l.all() {
 		out = append(out, ln.Addr())
+	}
+	return out
+}
+
+// attrs names each open port by its flag, for the log: with port 0 the kernel chose it.
+func (l *listenerSet) attrs() (out []any) {
+	for _, p := range []struct {
+		flag string
+		ln   net.Listener
+	}{{"listen", l.proxy}, {"admin-listen", l.admin}, {"canary-listen", l.canary}, {"pprof-listen", l.pprof}} {
+		if p.ln != nil {
+			out = append(out, p.flag, p.ln.Addr().String())
+		}
 	}
 	return out
 }
