@@ -244,15 +244,15 @@ func (m *Manager) run(ctx context.Context, p *Process) {
 		feeding.Wait()
 		empty := p.finish(ctx, m.cfg.Clock.Now(), &pumps)
 		m.ended(p)
+		// The slot is free when the answer is out: a caller that sends one request after
+		// the other never meets itself.
 		if empty {
 			m.free(p)
+			m.release()
 		} else {
 			go m.linger(ctx, p)
 		}
 		close(p.done)
-		if empty {
-			m.release()
-		}
 	}()
 }
 
@@ -308,7 +308,8 @@ func (m *Manager) ended(p *Process) {
 func (m *Manager) forget(now time.Time) {
 	var ended []*Process
 	for _, p := range m.byID {
-		if p.Result() != nil {
+		// One of /execute has no log, and leaves by itself when it is answered.
+		if p.kind != kindExecute && p.Result() != nil {
 			ended = append(ended, p)
 		}
 	}

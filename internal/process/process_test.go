@@ -296,6 +296,28 @@ func TestExitIsKeptTenMinutesAndThenForgotten(t *testing.T) {
 	})
 }
 
+// Between its end and its answer an execution is listed, has a result and no log.
+func TestJanitorLeavesExecutionsAlone(t *testing.T) {
+	s := startLocal(t, func(o *options) { o.maxExited = 1 })
+	m := s.manager
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.byID["answered"] = &Process{id: "answered", kind: kindExecute, result: &Result{}}
+	m.forget(time.Now().Add(time.Hour))
+	if m.byID["answered"] == nil {
+		t.Error("an execution was forgotten before its answer")
+	}
+	delete(m.byID, "answered")
+}
+
+// One slot is enough for callers that wait for each answer.
+func TestSlotIsFreeWhenTheAnswerIsOut(t *testing.T) {
+	s := startLocal(t, func(o *options) { o.maxProcesses = 1 })
+	for range 50 {
+		s.execute(map[string]any{"args": []string{"true"}})
+	}
+}
+
 func TestEndedProcessesAreBoundedInNumberAndOutput(t *testing.T) {
 	s := startLocal(t, func(o *options) { o.maxExited, o.retainOutput = 3, 5000 })
 	var ids []string
@@ -304,6 +326,10 @@ func TestEndedProcessesAreBoundedInNumberAndOutput(t *testing.T) {
 		s.waitExit(v.ID)
 		ids = append(ids, v.ID)
 	}
+	eventually(t, "the last one counts", func() bool {
+		status, _ := s.do("GET", "/v1/processes/"+ids[1], nil)
+		return status == http.StatusNotFound
+	})
 	for i, id := range ids {
 		status, b := s.do("GET", "/v1/processes/"+id, nil)
 		if want := i >= 2; (status == 200) != want {

@@ -133,7 +133,8 @@ func TestWebSocketStream(t *testing.T) {
 	send(t, conn, []byte("\x00world"))
 	send(t, conn, []byte{255, 0})
 	out, lost, status := readSocket(t, conn, -1)
-	if string(out) != "hello worlderr\n" || lost != 0 {
+	// Two pipes have no order between them.
+	if got := string(out); got != "hello worlderr\n" && got != "err\nhello world" || lost != 0 {
 		t.Errorf("got %q, lost %d", out, lost)
 	}
 	if !strings.Contains(status, `"Failure"`) || !strings.Contains(status, `"message":"3"`) {
@@ -262,7 +263,7 @@ func TestLateReaderGetsAGapMarkerAndTheLastOutput(t *testing.T) {
 }
 
 func TestSlowReaderHoldsNeitherTheProcessNorOthers(t *testing.T) {
-	s := startLocal(t, func(o *options) { o.slowReader = 200 * time.Millisecond })
+	s := startLocal(t, func(o *options) { o.slowReader = 2 * time.Second })
 	const size = 64 << 20
 	v := s.start(map[string]any{"command": fmt.Sprintf("read x; head -c %d /dev/zero", size)})
 	slow := s.ws(v.ID, "")

@@ -198,7 +198,7 @@ func TestForkBombIsBounded(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			guard := guardCgroup(t, 1500)
+			guard := guardCgroup(t, 4000)
 			s := startRemote(t, remoteOptions{
 				pid1: true, guard: guard,
 				args: []string{"-limits-backend", tt.backend, "-pids-limit", "100", "-default-user", tt.user, "-default-cwd", "/"},
