@@ -60,7 +60,7 @@ func prepare(ctx context.Context, p *platform.Platform, progress func(string)) (
 // create creates the objects and waits until each is Ready.
 func (s *scene) create(ctx context.Context, objects ...client.Object) error {
 	for _, o := range objects {
-		if err := s.Client.Create(ctx, o); err != nil {
+		if err := s.Create(ctx, o); err != nil {
 			return err
 		}
 	}

@@ -51,7 +51,7 @@ func newNamespaceForSuite(ctx context.Context, prefix string) string {
 
 func create[T client.Object](ctx context.Context, object T) T {
 	GinkgoHelper()
-	Expect(p.Client.Create(ctx, object)).To(Succeed())
+	Expect(p.Create(ctx, object)).To(Succeed())
 	return object
 }
 
@@ -60,7 +60,7 @@ func ready(ctx context.Context, objects ...client.Object) {
 	GinkgoHelper()
 	for _, o := range objects {
 		if o.GetUID() == "" {
-			Expect(p.Client.Create(ctx, o)).To(Succeed())
+			Expect(p.Create(ctx, o)).To(Succeed())
 		}
 	}
 	for _, o := range objects {

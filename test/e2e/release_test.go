@@ -56,9 +56,6 @@ func releaseSpecs() {
 			ready(ctx, platform.Sandbox(ns, "before"))
 			Expect(p.Install(ctx, p.Chart())).To(Succeed())
 			after := platform.Sandbox(ns, "after")
-			Eventually(func() error {
-				return p.Client.Create(ctx, after)
-			}).WithContext(ctx).WithTimeout(soon).Should(Succeed())
 			ready(ctx, after)
 			Expect(curl(ctx, after, "http://allowed.example/")).To(haveStatus(200))
 			undisturbed(ctx, monitor, begin, unnoticed)

@@ -3,6 +3,7 @@ package platform
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -79,6 +80,25 @@ func PodReady(pod *corev1.Pod) error {
 		}
 	}
 	return fmt.Errorf("pod %s/%s is not Ready: %s, init %+v, containers %+v", pod.Namespace, pod.Name, pod.Status.Phase, pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses)
+}
+
+// webhookPatience is what kube-proxy gets to learn of webhook pods that have become ready
+// or gone; until then connections to their Service are refused.
+const webhookPatience = 30 * time.Second
+
+// Create creates the object. Where admission cannot be asked yet, it tries again.
+func (p *Platform) Create(ctx context.Context, object client.Object) error {
+	for deadline := time.Now().Add(webhookPatience); ; {
+		err := p.Client.Create(ctx, object)
+		if err == nil || !strings.Contains(err.Error(), "failed calling webhook") || time.Now().After(deadline) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", context.Cause(ctx), err)
+		case <-time.After(300 * time.Millisecond):
+		}
+	}
 }
 
 // WaitReady waits until the policy or the pod is Ready.
