@@ -124,7 +124,7 @@ func send(t testing.TB, conn *websocket.Conn, b []byte) {
 
 func TestWebSocketStream(t *testing.T) {
 	s := startLocal(t, nil)
-	v := s.start(map[string]any{"command": "cat; echo err >&2; exit 3"})
+	v := s.start(map[string]any{"command": "cat; exit 3"})
 	conn := s.ws(v.ID, "")
 	if got := conn.Subprotocol(); got != frame.Protocol {
 		t.Errorf("subprotocol %q", got)
@@ -133,8 +133,7 @@ func TestWebSocketStream(t *testing.T) {
 	send(t, conn, []byte("\x00world"))
 	send(t, conn, []byte{255, 0})
 	out, lost, status := readSocket(t, conn, -1)
-	// Two pipes have no order between them.
-	if got := string(out); got != "hello worlderr\n" && got != "err\nhello world" || lost != 0 {
+	if string(out) != "hello world" || lost != 0 {
 		t.Errorf("got %q, lost %d", out, lost)
 	}
 	if !strings.Contains(status, `"Failure"`) || !strings.Contains(status, `"message":"3"`) {
@@ -142,6 +141,23 @@ func TestWebSocketStream(t *testing.T) {
 	}
 	if _, _, err := conn.Read(context.Background()); websocket.CloseStatus(err) != websocket.StatusNormalClosure {
 		t.Errorf("close: %v", err)
+	}
+}
+
+func TestWebSocketTellsTheStreamsApart(t *testing.T) {
+	s := startLocal(t, nil)
+	v := s.start(map[string]any{"command": "echo out; echo err >&2"})
+	conn := s.ws(v.ID, "")
+	got := map[byte]string{}
+	for {
+		_, b, err := conn.Read(context.Background())
+		if err != nil {
+			break
+		}
+		got[b[0]] += string(b[1:])
+	}
+	if got[frame.Stdout] != "out\n" || got[frame.Stderr] != "err\n" {
+		t.Errorf("got %q", got)
 	}
 }
 
