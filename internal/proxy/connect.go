@@ -26,7 +26,7 @@ func (c *conn) serveConnect(r *request) (keep, handedOff bool) {
 	if refused := s.admit(x); refused != nil {
 		return c.refuse(x, refused), false
 	}
-	o, refused := s.connect(c.context(), x.policy, r.authority)
+	o, refused := s.connect(c.context(), x.policy, r.authority, x.clientFirst())
 	if refused != nil {
 		return c.refuse(x, refused), false
 	}
@@ -53,8 +53,10 @@ func (c *conn) serveConnect(r *request) (keep, handedOff bool) {
 		f.finish(200)
 		c.closed()
 	}
-	if r.authority.Port == tlsPort && x.verdict.tls == allowlist.TLSRequired {
-		first, refused := f.checkHello(c.stream, x)
+	if x.mustBeTLS() {
+		buf := getHeadBuffer()
+		defer headBuffers.Put(buf)
+		first, refused := f.checkHello(c.stream, x, buf[:])
 		if refused != nil && x.policy.Mode != policy.Audit {
 			f.discard()
 			_ = o.Close()
@@ -76,6 +78,16 @@ func (c *conn) serveConnect(r *request) (keep, handedOff bool) {
 	return false, true
 }
 
+// clientFirst: nothing comes from the origin before something has gone there.
+func (x *exchange) clientFirst() bool {
+	return x.req.kind != kindConnect || x.req.authority.Port == httpPort || x.mustBeTLS()
+}
+
+// mustBeTLS: the tunnel has to start with a ClientHello.
+func (x *exchange) mustBeTLS() bool {
+	return x.req.authority.Port == tlsPort && x.verdict.tls == allowlist.TLSRequired
+}
+
 // forgetHead lets go of the request's head, token included: a tunnel may live for days.
 func (c *conn) forgetHead(x *exchange) {
 	r := x.req
@@ -92,10 +104,11 @@ func (c *conn) abandon(x *exchange, f *flow, o *origin) {
 }
 
 // checkHello reads the ClientHello that a tunnel to port 443 must start with and holds its
-// server name to the host asked for. first is what was read, to be passed on.
-func (f *flow) checkHello(client *stream, x *exchange) (first []byte, refused *refusal) {
+// server name to the host asked for. first is what was read, to be passed on, in buf where
+// that is large enough.
+func (f *flow) checkHello(client *stream, x *exchange, buf []byte) (first []byte, refused *refusal) {
 	_ = client.SetReadDeadline(time.Now().Add(f.srv.opt.HelloTimeout))
-	name, first, err := sni.Peek(client)
+	name, first, err := sni.Peek(client, buf)
 	_ = client.SetReadDeadline(time.Time{})
 	switch {
 	case err == nil:
@@ -120,7 +133,7 @@ func (f *flow) checkOpportunistic(client *stream, x *exchange) (first []byte, re
 		return nil, nil
 	}
 	_ = client.SetReadDeadline(time.Now().Add(f.srv.opt.HelloTimeout))
-	name, first, err := sni.Peek(client)
+	name, first, err := sni.Peek(client, nil)
 	_ = client.SetReadDeadline(time.Time{})
 	switch {
 	case err == nil && name == "":

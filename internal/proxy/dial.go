@@ -17,20 +17,24 @@ import (
 // DialFunc connects to addr after check has allowed it. Implementations call check on the
 // address that they really connect to, as late as possible; dialGuarded does so in
 // net.Dialer.Control, after the kernel's address is known and before the first packet.
-type DialFunc func(ctx context.Context, addr netip.AddrPort, check func(netip.AddrPort) error) (net.Conn, error)
+type DialFunc func(ctx context.Context, addr netip.AddrPort, check Control) (net.Conn, error)
+
+// Control judges an address and prepares the socket for it. c is nil when there is no
+// socket of the kernel's.
+type Control func(addr netip.AddrPort, c syscall.RawConn) error
 
 // dialGuarded is the DialFunc of production.
-func dialGuarded(ctx context.Context, addr netip.AddrPort, check func(netip.AddrPort) error) (net.Conn, error) {
+func dialGuarded(ctx context.Context, addr netip.AddrPort, check Control) (net.Conn, error) {
 	d := net.Dialer{
 		// The sweeper turns keep-alive on for connections that have become idle: four
 		// system calls that most connections are too short to need.
 		KeepAlive: -1,
-		ControlContext: func(_ context.Context, _, address string, _ syscall.RawConn) error {
+		ControlContext: func(_ context.Context, _, address string, c syscall.RawConn) error {
 			to, err := netip.ParseAddrPort(address)
 			if err != nil {
 				return err
 			}
-			return check(to)
+			return check(to, c)
 		},
 	}
 	return d.DialContext(ctx, "tcp", addr.String())
@@ -45,12 +49,13 @@ type origin struct {
 	addr netip.Addr
 }
 
-// connect resolves, checks and dials the destination of an authorized request.
-func (s *Server) connect(ctx context.Context, p *policy.Policy, to hostname.Authority) (*origin, *refusal) {
+// connect resolves, checks and dials the destination of an authorized request. clientFirst:
+// the protocol has the client speak first.
+func (s *Server) connect(ctx context.Context, p *policy.Policy, to hostname.Authority, clientFirst bool) (*origin, *refusal) {
 	ctx, cancel := context.WithTimeout(ctx, s.opt.DialTimeout)
 	defer cancel()
 	if p.Upstream == nil {
-		return s.connectDirect(ctx, p.Guard.Check, to)
+		return s.connectDirect(ctx, p.Guard.Check, to, clientFirst)
 	}
 	// The name goes to the upstream unresolved; an address can be checked here all the same.
 	if to.Host.IsIP() {
@@ -61,7 +66,7 @@ func (s *Server) connect(ctx context.Context, p *policy.Policy, to hostname.Auth
 	return s.connectUpstream(ctx, p.Guard, p.Upstream, to)
 }
 
-func (s *Server) connectDirect(ctx context.Context, allowed func(netip.Addr) error, to hostname.Authority) (*origin, *refusal) {
+func (s *Server) connectDirect(ctx context.Context, allowed func(netip.Addr) error, to hostname.Authority, clientFirst bool) (*origin, *refusal) {
 	var one [1]netip.Addr
 	addrs := one[:]
 	if to.Host.IsIP() {
@@ -79,11 +84,14 @@ func (s *Server) connectDirect(ctx context.Context, allowed func(netip.Addr) err
 			return nil, addressRefusal(err)
 		}
 	}
-	check := func(ap netip.AddrPort) error {
+	check := func(ap netip.AddrPort, c syscall.RawConn) error {
 		if s.isOwn(ap) {
 			return errLoop
 		}
-		return allowed(ap.Addr())
+		if err := allowed(ap.Addr()); err != nil || !clientFirst || c == nil {
+			return err
+		}
+		return delayHandshakeACK(c)
 	}
 	start := s.opt.Now()
 	c, err := s.dialAny(ctx, addrs, to.Port, check)
@@ -142,7 +150,7 @@ const maxAttempts = 8
 
 // dialAny tries the addresses in the manner of RFC 8305: families take turns, each attempt
 // starts when the one before has failed or not answered in time, the first connection wins.
-func (s *Server) dialAny(ctx context.Context, addrs []netip.Addr, port uint16, check func(netip.AddrPort) error) (dialled, error) {
+func (s *Server) dialAny(ctx context.Context, addrs []netip.Addr, port uint16, check Control) (dialled, error) {
 	if len(addrs) == 1 {
 		c, err := s.opt.Dial(ctx, netip.AddrPortFrom(addrs[0], port), check)
 		return dialled{c, addrs[0]}, err

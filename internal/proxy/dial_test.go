@@ -45,7 +45,7 @@ func TestProductionDialChecksTheAddressBeforeTheFirstPacket(t *testing.T) {
 	ap, seen := listen(t)
 	var guard *ipguard.Guard
 	var asked []netip.AddrPort
-	_, err := dialGuarded(t.Context(), ap, func(a netip.AddrPort) error {
+	_, err := dialGuarded(t.Context(), ap, func(a netip.AddrPort, _ syscall.RawConn) error {
 		asked = append(asked, a)
 		return guard.Check(a.Addr())
 	})
@@ -60,7 +60,7 @@ func TestProductionDialChecksTheAddressBeforeTheFirstPacket(t *testing.T) {
 	if n := seen.Load(); n != 0 {
 		t.Errorf("the listener saw %d connections", n)
 	}
-	c, err := dialGuarded(t.Context(), ap, func(netip.AddrPort) error { return nil })
+	c, err := dialGuarded(t.Context(), ap, func(netip.AddrPort, syscall.RawConn) error { return nil })
 	if err != nil {
 		t.Fatalf("with a check that allows: %v", err)
 	}
@@ -94,17 +94,45 @@ func TestProductionServerNeverReachesLoopback(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, p := range map[string]*policy.Policy{"default table": {}, "with private networks": {Guard: guard}} {
-		if _, refused := s.connect(t.Context(), p, to); refused == nil || refused.reason != ReasonAddressNotAllowed {
+		if _, refused := s.connect(t.Context(), p, to, true); refused == nil || refused.reason != ReasonAddressNotAllowed {
 			t.Errorf("%s: %v", name, refused)
 		}
 	}
 	up := &policy.Policy{Upstream: &policy.Upstream{Authority: to}}
 	public, _ := hostname.ParseAuthority("example.com:443")
-	if _, refused := s.connect(t.Context(), up, public); refused == nil || refused.reason != ReasonUpstreamFailed {
+	if _, refused := s.connect(t.Context(), up, public, true); refused == nil || refused.reason != ReasonUpstreamFailed {
 		t.Errorf("upstream on loopback: %v", refused)
 	}
 	if n := seen.Load(); n != 0 {
 		t.Errorf("the listener saw %d connections", n)
+	}
+}
+
+// sockets counts what is done to the sockets of dials.
+type sockets struct{ prepared int }
+
+func (s *sockets) Control(func(uintptr)) error    { s.prepared++; return nil }
+func (s *sockets) Read(func(uintptr) bool) error  { return nil }
+func (s *sockets) Write(func(uintptr) bool) error { return nil }
+
+func TestHandshakeACKWaitsOnlyWhereTheClientSpeaksFirst(t *testing.T) {
+	to, _ := hostname.ParseAuthority("8.8.8.8:22")
+	for clientFirst, want := range map[bool]int{true: 1, false: 0} {
+		var seen sockets
+		s := newServer(t, func(o *Options) {
+			o.Dial = func(_ context.Context, ap netip.AddrPort, check Control) (net.Conn, error) {
+				if err := check(ap, &seen); err != nil {
+					return nil, err
+				}
+				return nil, syscall.ECONNREFUSED
+			}
+		})
+		if _, refused := s.connect(t.Context(), &policy.Policy{}, to, clientFirst); refused == nil || refused.reason != ReasonConnectFailed {
+			t.Fatalf("got %v", refused)
+		}
+		if seen.prepared != want {
+			t.Errorf("client first %v: %d sockets prepared, want %d", clientFirst, seen.prepared, want)
+		}
 	}
 }
 
@@ -125,7 +153,7 @@ func TestDialTriesAddressesInTurn(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newServer(t, func(o *Options) {
-				o.Dial = func(ctx context.Context, ap netip.AddrPort, _ func(netip.AddrPort) error) (net.Conn, error) {
+				o.Dial = func(ctx context.Context, ap netip.AddrPort, _ Control) (net.Conn, error) {
 					d, ok := tc.answer[ap.Addr().String()]
 					switch {
 					case !ok:
@@ -140,7 +168,7 @@ func TestDialTriesAddressesInTurn(t *testing.T) {
 				}
 			})
 			start := time.Now()
-			got, err := s.dialAny(t.Context(), tc.addrs, 443, func(netip.AddrPort) error { return nil })
+			got, err := s.dialAny(t.Context(), tc.addrs, 443, func(netip.AddrPort, syscall.RawConn) error { return nil })
 			if !errors.Is(err, tc.wantErr) || tc.want != "" && got.addr.String() != tc.want {
 				t.Errorf("%v, %v", got.addr, err)
 			}

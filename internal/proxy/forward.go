@@ -98,7 +98,7 @@ func (c *conn) forward(x *exchange, done func()) (keep, handedOff bool) {
 	if out.stale && reused && r.length == 0 && idempotent(r.method) && !f.isCut() {
 		// The origin had closed the kept connection meanwhile (RFC 9110 section 9.2.2).
 		c.dropOrigin()
-		if o, refused = c.srv.connect(c.context(), x.policy, r.authority); refused != nil {
+		if o, refused = c.srv.connect(c.context(), x.policy, r.authority, true); refused != nil {
 			out = outcome{refused: refused}
 		} else {
 			c.origin = o
@@ -164,7 +164,7 @@ func (c *conn) originFor(x *exchange) (o *origin, reused bool, refused *refusal)
 		}
 		c.dropOrigin()
 	}
-	o, refused = c.srv.connect(c.context(), x.policy, x.req.authority)
+	o, refused = c.srv.connect(c.context(), x.policy, x.req.authority, true)
 	if refused != nil {
 		return nil, false, refused
 	}

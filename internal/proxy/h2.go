@@ -13,7 +13,6 @@ import (
 
 	"golang.org/x/net/http2"
 
-	"github.com/sandbox-egress/sandbox-egress/internal/allowlist"
 	"github.com/sandbox-egress/sandbox-egress/internal/audit"
 	"github.com/sandbox-egress/sandbox-egress/internal/hostname"
 	"github.com/sandbox-egress/sandbox-egress/internal/policy"
@@ -91,7 +90,7 @@ func (h *h2Handler) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 	}
 	var o *origin
 	if refused == nil {
-		o, refused = s.connect(hr.Context(), x.policy, r.authority)
+		o, refused = s.connect(hr.Context(), x.policy, r.authority, x.clientFirst())
 	}
 	if refused != nil {
 		x.refuse(refused, refused.status)
@@ -149,8 +148,8 @@ func (h *h2Handler) connect(w http.ResponseWriter, x *exchange, f *flow, o *orig
 	}
 	t := &tunnel{flow: f, client: client, origin: o.stream}
 	t.done = func() { f.finish(http.StatusOK) }
-	if x.req.authority.Port == tlsPort && x.verdict.tls == allowlist.TLSRequired {
-		first, refused := f.checkHello(client, x)
+	if x.mustBeTLS() {
+		first, refused := f.checkHello(client, x, nil)
 		if refused != nil && x.policy.Mode != policy.Audit {
 			f.discard()
 			x.refuse(refused, 0)

@@ -42,7 +42,7 @@ const maxUpstreamHead = 16 << 10
 
 // connectUpstream asks the upstream proxy for a tunnel to the destination.
 func (s *Server) connectUpstream(ctx context.Context, guard *ipguard.Guard, up *policy.Upstream, to hostname.Authority) (*origin, *refusal) {
-	o, refused := s.connectDirect(ctx, s.upstreamCheck(guard), up.Authority)
+	o, refused := s.connectDirect(ctx, s.upstreamCheck(guard), up.Authority, true)
 	if refused != nil {
 		// The sandbox asked for something else; what failed is on the way. The refusal may
 		// be shared with the DNS cache, hence the copy.

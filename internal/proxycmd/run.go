@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -58,6 +59,8 @@ func Main(version string, args []string, stdout, stderr io.Writer, sources map[s
 		fmt.Fprintf(stderr, "egress-proxy: wrong flags; see --help\n%v\n", err)
 		return 2
 	}
+	floor := heapFloor()
+	defer runtime.KeepAlive(floor)
 	log := slog.New(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: s.level}))
 	log.Info("egress-proxy starts", "version", version)
 	signals := make(chan os.Signal, 2)

@@ -27,12 +27,12 @@ var (
 
 // Peek reads from r until it has seen a whole ClientHello and returns its server name, ""
 // when it has none. read is everything taken from r, also on an error, for the caller to
-// pass on. The error is ErrNotTLS, ErrTooLarge, ErrMalformed, or what r returned (io.EOF
+// pass on; it is in buf as long as that is large enough. The error is ErrNotTLS, ErrTooLarge, ErrMalformed, or what r returned (io.EOF
 // when r ended before the first byte, io.ErrUnexpectedEOF when it ended inside).
 //
 // The name is the outer one when the client uses Encrypted Client Hello.
-func Peek(r io.Reader) (name string, read []byte, err error) {
-	rec := &recorder{r: r}
+func Peek(r io.Reader, buf []byte) (name string, read []byte, err error) {
+	rec := &recorder{r: r, buf: buf[:0:min(len(buf), MaxHello)]}
 	if err := rec.fill(2); err != nil {
 		return "", rec.buf, err
 	}
@@ -93,11 +93,8 @@ func (c *recorder) more() error {
 	if len(c.buf) >= MaxHello {
 		return ErrTooLarge
 	}
-	if c.buf == nil {
-		c.buf = make([]byte, 0, 2048)
-	}
 	if len(c.buf) == cap(c.buf) {
-		grown := make([]byte, len(c.buf), min(2*cap(c.buf), MaxHello))
+		grown := make([]byte, len(c.buf), min(max(2*cap(c.buf), 2048), MaxHello))
 		copy(grown, c.buf)
 		c.buf = grown
 	}

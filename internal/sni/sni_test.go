@@ -80,7 +80,7 @@ func TestPeek(t *testing.T) {
 		"handshake record of garbage": {in: io.MultiReader(bytes.NewReader([]byte{0x16, 3, 1, 0, 5, 1, 0, 0, 1, 0}), zeros{}), wantErr: sni.ErrMalformed},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, read, err := sni.Peek(tc.in)
+			got, read, err := sni.Peek(tc.in, nil)
 			if !errors.Is(err, tc.wantErr) {
 				t.Fatalf("err = %v, want %v", err, tc.wantErr)
 			}
@@ -100,14 +100,16 @@ func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 func TestPeekReturnsEveryByteItRead(t *testing.T) {
 	in := append(split(hello(t, named("a.example")), 100), "tail"...)
-	r := bytes.NewReader(in)
-	_, read, err := sni.Peek(r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	rest, _ := io.ReadAll(r)
-	if !bytes.Equal(append(read, rest...), in) {
-		t.Error("read + rest is not the input")
+	for _, size := range []int{0, 1, 5, 200, 4096, 2 * sni.MaxHello} {
+		r := iotest.HalfReader(bytes.NewReader(in))
+		_, read, err := sni.Peek(r, make([]byte, size))
+		if err != nil {
+			t.Fatal(err)
+		}
+		rest, _ := io.ReadAll(r)
+		if !bytes.Equal(append(bytes.Clone(read), rest...), in) {
+			t.Errorf("with a buffer of %d bytes, read + rest is not the input", size)
+		}
 	}
 }
 
@@ -132,7 +134,7 @@ func greaseECH(h []byte) []byte {
 }
 
 func TestPeekToleratesECH(t *testing.T) {
-	got, _, err := sni.Peek(bytes.NewReader(greaseECH(hello(t, named("outer.example")))))
+	got, _, err := sni.Peek(bytes.NewReader(greaseECH(hello(t, named("outer.example")))), nil)
 	if err != nil || got != "outer.example" {
 		t.Errorf("name = %q, err = %v; want the outer name", got, err)
 	}
@@ -147,7 +149,7 @@ func FuzzPeek(f *testing.F) {
 	f.Add([]byte("GET / HTTP/1.1\r\n\r\n"))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		r := bytes.NewReader(in)
-		_, read, _ := sni.Peek(r)
+		_, read, _ := sni.Peek(r, nil)
 		if len(read) > sni.MaxHello {
 			t.Fatalf("read %d bytes", len(read))
 		}
@@ -159,9 +161,10 @@ func FuzzPeek(f *testing.F) {
 
 func BenchmarkPeek(b *testing.B) {
 	h := hello(b, named("api.example.com"))
+	buf := make([]byte, 4096)
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, _, err := sni.Peek(bytes.NewReader(h)); err != nil {
+		if _, _, err := sni.Peek(bytes.NewReader(h), buf); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -67,8 +67,8 @@ func startProxyWith(cfg *rest.Config, p *v1alpha1.SandboxEgress) *liveProxy {
 	store := new(policy.Store)
 	server, err := proxy.New(proxy.Options{
 		Store: store, Audit: audit.SinkFunc(func(*audit.Record) {}), Denials: denials, Resolver: oneAddress{},
-		Dial: func(ctx context.Context, addr netip.AddrPort, check func(netip.AddrPort) error) (net.Conn, error) {
-			if err := check(addr); err != nil {
+		Dial: func(ctx context.Context, addr netip.AddrPort, check proxy.Control) (net.Conn, error) {
+			if err := check(addr, nil); err != nil {
 				return nil, err
 			}
 			var d net.Dialer

@@ -236,8 +236,8 @@ func (n *Net) Dialled() []netip.AddrPort {
 var ErrUnrouted = errors.New("no route in this test")
 
 // Dial is a proxy.DialFunc.
-func (n *Net) Dial(ctx context.Context, addr netip.AddrPort, check func(netip.AddrPort) error) (net.Conn, error) {
-	if err := check(addr); err != nil {
+func (n *Net) Dial(ctx context.Context, addr netip.AddrPort, check proxy.Control) (net.Conn, error) {
+	if err := check(addr, nil); err != nil {
 		return nil, err
 	}
 	n.mu.Lock()
