@@ -66,11 +66,16 @@ func parseBasic(value string) (user, raw string, ok bool) {
 	if !found || !strings.EqualFold(scheme, "Basic") || len(encoded) > maxCredentials {
 		return "", "", false
 	}
-	decoded, err := base64.StdEncoding.Strict().DecodeString(encoded)
-	if err != nil || strings.ContainsAny(encoded, "\r\n") {
+	// The decoder would skip line breaks.
+	if strings.IndexByte(encoded, '\r') >= 0 || strings.IndexByte(encoded, '\n') >= 0 {
 		return "", "", false
 	}
-	user, pass, found := strings.Cut(string(decoded), ":")
+	var buf [maxCredentials]byte
+	n, err := base64.StdEncoding.Strict().Decode(buf[:], []byte(encoded))
+	if err != nil {
+		return "", "", false
+	}
+	user, pass, found := strings.Cut(string(buf[:n]), ":")
 	if !found {
 		return "", "", false
 	}

@@ -16,8 +16,9 @@ type head struct {
 type field struct{ name, value string }
 
 const (
-	maxHead   = 64 << 10
-	maxFields = 256
+	maxHead     = 64 << 10
+	maxFields   = 256
+	usualFields = 8
 )
 
 // headEnd looks for the end of a head in buf, from the offset from on, which an earlier
@@ -49,6 +50,9 @@ func parseHead(buf []byte, fields []field) (head, *refusal) {
 	}
 	if i := invalidText(line); i >= 0 {
 		return head{}, malformed(ReasonBadRequestLine, "the first line contains a control character")
+	}
+	if cap(fields) == 0 {
+		fields = make([]field, 0, usualFields)
 	}
 	h := head{start: line, fields: fields[:0]}
 	for rest != "" {

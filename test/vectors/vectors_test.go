@@ -251,8 +251,8 @@ func dnsVectors() map[string]vector {
 	}
 	hang := func(o *proxy.Options) {
 		o.DialTimeout = 50 * time.Millisecond
-		o.Dial = func(ctx context.Context, addr netip.AddrPort, check func(netip.AddrPort) error) (net.Conn, error) {
-			if err := check(addr); err != nil {
+		o.Dial = func(ctx context.Context, addr netip.AddrPort, check proxy.Control) (net.Conn, error) {
+			if err := check(addr, nil); err != nil {
 				return nil, err
 			}
 			<-ctx.Done()
@@ -1314,7 +1314,7 @@ func revocationVectors() map[string]vector {
 		"policy changes while the origin is dialled": {
 			options: func(o *proxy.Options) {
 				dial, store := o.Dial, o.Store
-				o.Dial = func(ctx context.Context, addr netip.AddrPort, check func(netip.AddrPort) error) (net.Conn, error) {
+				o.Dial = func(ctx context.Context, addr netip.AddrPort, check proxy.Control) (net.Conn, error) {
 					c, err := dial(ctx, addr, check)
 					st := store.Load()
 					pod, podErr := st.Pod(proxytest.ContainerID)
