@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"golang.org/x/sys/unix"
 )
@@ -52,6 +53,9 @@ func parseStat(stat []byte) (state byte, start uint64, err error) {
 	fields := strings.Fields(string(stat[end+1:]))
 	if len(fields) < 20 {
 		return 0, 0, fmt.Errorf("stat has %d fields after the command, want 20 or more", len(fields))
+	}
+	if len(fields[0]) != 1 || !unicode.IsLetter(rune(fields[0][0])) {
+		return 0, 0, fmt.Errorf("state is %q, want one letter", fields[0])
 	}
 	start, err = strconv.ParseUint(fields[19], 10, 64)
 	if err != nil {

@@ -24,6 +24,8 @@ func TestParseStat(t *testing.T) {
 		"no command":             {stat: "12 sh S 1 2", fails: true},
 		"too short":              {stat: "12 (sh) S 1 2 3", fails: true},
 		"start is no number":     {stat: "12 (sh) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 x", fails: true},
+		"state is no letter":     {stat: "12 (sh) \x00\x10" + rest, fails: true},
+		"state is a word":        {stat: "12 (sh) SR" + rest, fails: true},
 		"empty":                  {fails: true},
 	}
 	for name, test := range tests {
