@@ -265,6 +265,10 @@ func TestMemoryLimitIsReportedAsOOM(t *testing.T) {
 	}
 }
 
+// countSleeps counts the sleeps that run: a zombie is no daemon, PID 1 reaps it a moment
+// later.
+const countSleeps = "cat /proc/[0-9]*/stat | grep -c '(sleep) [^Z]'"
+
 func TestDaemonsThatKeepThePipeAreCutOffByEveryBackend(t *testing.T) {
 	needRoot(t)
 	for _, backend := range []string{limit.Auto, limit.Rlimits} {
@@ -276,9 +280,7 @@ func TestDaemonsThatKeepThePipeAreCutOffByEveryBackend(t *testing.T) {
 			if got.Stdout != "done\n" || time.Since(begin) > 10*time.Second {
 				t.Errorf("after %v: %+v", time.Since(begin), got)
 			}
-			// A zombie is no daemon: PID 1 reaps it a moment later.
-			const count = "cat /proc/[0-9]*/stat | grep -c '(sleep) [^Z]'"
-			if left := s.execute(map[string]any{"command": count}).Stdout; left != "0\n" {
+			if left := s.execute(map[string]any{"command": countSleeps}).Stdout; left != "0\n" {
 				t.Errorf("%s daemons are left", strings.TrimSpace(left))
 			}
 			// Kept on request: the answer still comes at once.
@@ -289,7 +291,7 @@ func TestDaemonsThatKeepThePipeAreCutOffByEveryBackend(t *testing.T) {
 			}
 			// The answer may come before setsid(1) has become sleep(1).
 			eventually(t, "one daemon lives", func() bool {
-				return s.execute(map[string]any{"command": count}).Stdout == "1\n"
+				return s.execute(map[string]any{"command": countSleeps}).Stdout == "1\n"
 			})
 		})
 	}
@@ -301,13 +303,12 @@ func TestDaemonOfUnknownOriginEndsWithTheLastTreeThatMayHaveMadeIt(t *testing.T)
 	needRoot(t)
 	s := startRemote(t, remoteOptions{pid1: true, args: []string{"-limits-backend", limit.Rlimits}})
 	other := s.start(map[string]any{"command": "sleep 1000"})
-	const count = "cat /proc/[0-9]*/stat | grep -c '(sleep) [^Z]'"
 	s.execute(map[string]any{"command": `setsid env -i setsid sh -c 'sleep 300 & while :; do (sleep 301 &); sleep 0.01; done' & sleep 0.3`})
 	if status, body := s.do("DELETE", "/v1/processes/"+other.ID, nil); status != 200 {
 		t.Fatalf("DELETE: %d %s", status, body)
 	}
 	eventually(t, "no daemon is left", func() bool {
-		return s.execute(map[string]any{"command": count}).Stdout == "0\n"
+		return s.execute(map[string]any{"command": countSleeps}).Stdout == "0\n"
 	})
 }
 

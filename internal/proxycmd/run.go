@@ -320,10 +320,16 @@ func (s *settings) openListeners(ctx context.Context) (*listenerSet, error) {
 	return l, nil
 }
 
-func (l *listenerSet) all() (out []net.Listener) {
-	for _, ln := range []net.Listener{l.proxy, l.admin, l.canary, l.pprof} {
-		if ln != nil {
-			out = append(out, ln)
+// openPort is a listener and the flag that opened it.
+type openPort struct {
+	flag string
+	net.Listener
+}
+
+func (l *listenerSet) all() (out []openPort) {
+	for _, p := range []openPort{{"listen", l.proxy}, {"admin-listen", l.admin}, {"canary-listen", l.canary}, {"pprof-listen", l.pprof}} {
+		if p.Listener != nil {
+			out = append(out, p)
 		}
 	}
 	return out
@@ -338,13 +344,8 @@ func (l *listenerSet) addrs() (out []net.Addr) {
 
 // attrs names each open port by its flag, for the log: with port 0 the kernel chose it.
 func (l *listenerSet) attrs() (out []any) {
-	for _, p := range []struct {
-		flag string
-		ln   net.Listener
-	}{{"listen", l.proxy}, {"admin-listen", l.admin}, {"canary-listen", l.canary}, {"pprof-listen", l.pprof}} {
-		if p.ln != nil {
-			out = append(out, p.flag, p.ln.Addr().String())
-		}
+	for _, p := range l.all() {
+		out = append(out, p.flag, p.Addr().String())
 	}
 	return out
 }

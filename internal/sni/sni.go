@@ -27,8 +27,9 @@ var (
 
 // Peek reads from r until it has seen a whole ClientHello and returns its server name, ""
 // when it has none. read is everything taken from r, also on an error, for the caller to
-// pass on; it is in buf as long as that is large enough. The error is ErrNotTLS, ErrTooLarge, ErrMalformed, or what r returned (io.EOF
-// when r ended before the first byte, io.ErrUnexpectedEOF when it ended inside).
+// pass on; it is in buf as long as that is large enough. The error is ErrNotTLS,
+// ErrTooLarge, ErrMalformed, or what r returned (io.EOF when r ended before the first byte,
+// io.ErrUnexpectedEOF when it ended inside).
 //
 // The name is the outer one when the client uses Encrypted Client Hello.
 func Peek(r io.Reader, buf []byte) (name string, read []byte, err error) {

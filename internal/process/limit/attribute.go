@@ -68,10 +68,11 @@ func (o *owned) attribute(table map[int]proc, marked func(pid int) *scopeR, live
 			if !seen {
 				makers = candidates
 			}
-			if a.scope == nil && !seen && len(makers) == 1 {
+			switch {
+			case a.scope != nil:
+			case !seen && len(makers) == 1:
 				a.scope = makers[0]
-			}
-			if a.scope == nil && alive(p) {
+			case alive(p):
 				stray[id] = makers
 			}
 		}
