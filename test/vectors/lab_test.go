@@ -162,10 +162,14 @@ func runVector(t *testing.T, v vector) {
 	want = slices.Clone(want)
 	slices.Sort(want)
 	if !slices.Equal(got, want) {
-		t.Errorf("audit records %q, want %q", got, want)
+		t.Errorf("audit records %q, want %q: %+v", got, want, recs)
 	}
 	if got := l.origin.all(); got != strings.ReplaceAll(v.origin, "$VIA", "sandbox-egress-X") {
 		t.Errorf("the origin got\n%q\nwant\n%q", got, v.origin)
+	}
+	// The kernel connects, the origin accepts a moment later.
+	for deadline := time.Now().Add(patience); l.origin.dials() < v.dials && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
 	}
 	if n := l.origin.dials(); n != v.dials {
 		t.Errorf("the origin got %d connections, want %d", n, v.dials)
