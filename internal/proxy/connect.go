@@ -107,6 +107,13 @@ func (c *conn) abandon(x *exchange, f *flow, o *origin) {
 // server name to the host asked for. first is what was read, to be passed on, in buf where
 // that is large enough.
 func (f *flow) checkHello(client *stream, x *exchange, buf []byte) (first []byte, refused *refusal) {
+	defer func() {
+		f.helloDue.Store(false)
+		// A change meanwhile was checked against a hello still to come.
+		if st := f.srv.store.Load(); refused != nil && st != f.state {
+			f.revoke(st, f.srv.opt.Now())
+		}
+	}()
 	_ = client.SetReadDeadline(time.Now().Add(f.srv.opt.HelloTimeout))
 	name, first, err := sni.Peek(client, buf)
 	_ = client.SetReadDeadline(time.Time{})

@@ -166,6 +166,7 @@ func (x *exchange) open(client, o *stream, dialled netip.Addr) (*flow, *refusal)
 	f.req.Method = x.rec.Method
 	f.rec.DialledIP, f.dialled = dialled, dialled
 	f.rec.ID = strconv.FormatUint(x.srv.flowID.Add(1), 36)
+	f.helloDue.Store(x.req.kind == kindConnect && x.mustBeTLS())
 	f.shard = x.srv.flows.add(f)
 	// A change that came between the decision and the registration was checked against the
 	// registered flows without this one.

@@ -23,11 +23,13 @@ type flow struct {
 	req    allowlist.Request
 	// sniChecked: the tunnel is TLS to the host asked for.
 	sniChecked atomic.Bool
-	quota      *quota
-	holds      bool // a place in quota.active
-	shard      int
-	rec        audit.Record
-	start      time.Time
+	// helloDue: the tunnel must start with a ClientHello, which has not been looked at yet.
+	helloDue atomic.Bool
+	quota    *quota
+	holds    bool // a place in quota.active
+	shard    int
+	rec      audit.Record
+	start    time.Time
 
 	sent, received atomic.Int64
 	// busy: requests of its own run inside this tunnel to port 80.
@@ -144,7 +146,7 @@ func (f *flow) recheck(st *policy.State, now time.Time) *refusal {
 		return forbidden(v.reason, "the policy no longer allows it")
 	}
 	switch {
-	case v.tls == allowlist.TLSRequired && !f.req.Visible && f.req.Authority.Port == tlsPort && !f.sniChecked.Load():
+	case v.tls == allowlist.TLSRequired && !f.req.Visible && f.req.Authority.Port == tlsPort && !f.sniChecked.Load() && !f.helloDue.Load():
 		return forbidden(ReasonPolicyChanged, "the policy now requires TLS with a matching server name")
 	case upstreamOf(p) != upstreamOf(f.policy):
 		return forbidden(ReasonPolicyChanged, "the policy now takes another way out")
